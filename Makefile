@@ -1,0 +1,38 @@
+# Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint format bench docs clean
+
+demo: $(READY)  ## train four mixers on a real series, compare them, draw a report
+	$(BIN)/mainstem compare -c forecasting/demo.yaml
+
+test: $(READY)  ## the fast suite (about ten minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## also what is marked slow
+	$(BIN)/python -m pytest -m 'not gpu'
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## time every scan on this machine
+	$(BIN)/mainstem bench
+
+docs: $(READY)  ## write the generated tables of docs/
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build dist
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[test]'
+	touch $@

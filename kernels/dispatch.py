@@ -1,0 +1,89 @@
+"""Which backend serves a call: the one place that decides, and says why not.
+
+An operation is a folder of this package and a backend is a file in it, so that what exists on disk is what is on
+offer: ``kernels/linear/cpu.py`` is the ``cpu`` backend of ``linear``.
+"""
+
+import importlib
+import importlib.util
+import warnings
+from functools import cache
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "chunked", "cpu", "triton")
+
+
+def check_backend(backend: str) -> None:
+    """Raise ``ValueError`` unless ``backend`` is ``"auto"`` or one of `BACKENDS`."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown: choose one of {', '.join(('auto', *BACKENDS))}")
+
+
+@cache
+def offers(operation: str, backend: str) -> bool:
+    """Whether ``operation`` has a file for ``backend``."""
+    return importlib.util.find_spec(f"{__package__}.{operation}.{backend}") is not None
+
+
+@cache
+def missing(backend: str) -> str | None:
+    """Why ``backend`` cannot run on this machine, or ``None`` if it can."""
+    if backend == "cpu" and importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+    return None
+
+
+def why_not(operation: str, backend: str, device: torch.device) -> str | None:
+    """Why ``backend`` cannot serve ``operation`` for tensors on ``device``, or ``None`` if it can."""
+    if not offers(operation, backend):
+        return f"{operation} has no {backend} backend"
+    if backend == "cpu" and device.type != "cpu":
+        return f"the cpu backend needs tensors on the CPU, and these are on {device}"
+    if backend == "triton" and device.type != "cuda":
+        return f"the triton backend needs tensors on a CUDA device, and these are on {device}"
+    return missing(backend)
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def resolve(operation: str, backend: str, device: torch.device) -> str:
+    """Name the backend that serves ``operation`` on ``device``.
+
+    ``"auto"`` is ``triton`` on a CUDA device and ``cpu`` on a CPU, where the operation has them; where it has only
+    slower ones that is said once, unless the operation is one that plain PyTorch serves best.
+
+    Raises:
+        ValueError: the backend is unknown, or cannot serve this call; the message gives the reason and the
+            backends that can.
+    """
+    check_backend(backend)
+    if backend != "auto":
+        reason = why_not(operation, backend, device)
+        if reason is not None:
+            able = [name for name in BACKENDS if why_not(operation, name, device) is None]
+            raise ValueError(
+                f"backend={backend!r} cannot serve this call: {reason}; these can: auto, {', '.join(able)}"
+            )
+        return backend
+    fast = "triton" if device.type == "cuda" else "cpu"
+    reason = why_not(operation, fast, device)
+    if reason is None:
+        return fast
+    if offers(operation, fast):
+        _say_once(f"{operation}: taking the slower chunked backend on {device.type}, because {reason}")
+    return "chunked"
+
+
+def implementation(operation: str, backend: str, device: torch.device) -> ModuleType:
+    """Import the file that serves ``operation``; raises as `resolve` does."""
+    return importlib.import_module(f"{__package__}.{operation}.{resolve(operation, backend, device)}")
