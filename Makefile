@@ -26,8 +26,8 @@ format: $(READY)
 bench: $(READY)  ## time every scan on this machine
 	$(BIN)/mainstem bench
 
-docs: $(READY)  ## write the generated tables of docs/
-	$(BIN)/python docs/generate.py
+docs: $(READY)  ## the reference of every public name, as HTML in build/docs
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs mainstem
 
 clean:
 	rm -rf .venv build dist
