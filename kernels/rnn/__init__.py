@@ -1,0 +1,216 @@
+"""Gated recurrent networks with a head-wise recurrence: LSTM and GRU."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..checks import accumulator, check_call, check_floating, check_state, shape_of
+from ..dispatch import implementation
+from ..sequences import num_sequences
+from . import reference
+
+Cell = Literal["lstm", "gru"]
+
+_GATES = {"lstm": 4, "gru": 3}
+_STATES = {"lstm": 2, "gru": 1}
+# Kept for the backward: i, f, g, o, c of the LSTM; r, z, n, R_n h + b_n, h of the GRU.
+_KEPT = 5
+
+
+def gated_rnn(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor,
+    *,
+    cell: Cell = "lstm",
+    cu_seqlens: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run an LSTM or a GRU whose recurrent matrix is block-diagonal, one block a head.
+
+    LSTM: ``(i, f, g, o) = x_t + R h_{t-1} + b``, ``c_t = σ(f) c_{t-1} + σ(i) tanh(g)``,
+    ``h_t = σ(o) tanh(c_t)`` (Hochreiter and Schmidhuber, 1997). GRU: ``(r, z) = σ(x_t + R h_{t-1} + b)``,
+    ``n = tanh(x_t + r (R h_{t-1} + b))``, ``h_t = (1 − z) n + z h_{t-1}`` (Cho et al., 2014,
+    arXiv:1406.1078). With one head they are `torch.nn.LSTM` and `torch.nn.GRU`; the blocks are those of Beck et al.,
+    *xLSTM* (2024), arXiv:2405.04517.
+
+    Args:
+        x: ``(B, T, G, H, D)``, what the input adds to each gate: i, f, g, o, or r, z, n.
+        R: ``(G, H, D, D)``, output by input, as in `torch.nn.LSTM.weight_hh_l0`.
+        b: ``(G, H, D)``, added on the recurrent side.
+        cell: ``"lstm"`` or ``"gru"``.
+        cu_seqlens: ``(S+1,)`` bounds of sequences that lie end to end in a batch of 1.
+        initial_state: ``(B, 2, H, D)`` with h and c for the LSTM, ``(B, 1, H, D)`` for the GRU; ``(S, …)``
+            with ``cu_seqlens``.
+        return_final_state: also return the state after the last token.
+        reverse: run from the last token to the first; ``initial_state`` then enters at the last token.
+        backend: ``"auto"``, ``"reference"``, ``"chunked"``, ``"cpu"`` or ``"triton"``.
+
+    Returns:
+        ``h (B, T, H, D)`` in the type of x, or ``(h, final_state)``; states are float32 (float64 for float64
+        x).
+
+    Raises:
+        ValueError: an unknown cell, shapes that do not fit, ``cu_seqlens`` that does not rise from 0 to T, or
+            a backend that cannot serve the call.
+    """
+    if x.ndim != 5:
+        raise ValueError(f"x must be (B, T, G, H, D), got {shape_of(x)}")
+    _check_cell(x, R, b, cell)
+    state_shape = (_STATES[cell], *x.shape[3:])
+    check_call(cu_seqlens, initial_state, backend, batch=x.shape[0], state=state_shape, names="n, H, D")
+    # The reference is differentiated by autograd, token by token, so it stays outside the custom operator.
+    if backend == "reference":
+        state = _state(x, cell, cu_seqlens, initial_state)
+        h, state = reference.forward(x, R, b, cell, state, cu_seqlens, reverse)
+    else:
+        keep = torch.is_grad_enabled() and any(
+            y is not None and y.requires_grad for y in (x, R, b, initial_state)
+        )
+        h, state, _ = _forward(x, R, b, cell, cu_seqlens, initial_state, reverse, backend, keep)
+    return (h, state) if return_final_state else h
+
+
+def gated_rnn_step(
+    x: Tensor, R: Tensor, b: Tensor, state: Tensor, *, cell: Cell = "lstm"
+) -> tuple[Tensor, Tensor]:
+    """Advance `gated_rnn` by one token.
+
+    Args:
+        x: ``(B, G, H, D)``.
+        R: ``(G, H, D, D)``.
+        b: ``(G, H, D)``.
+        state: ``(B, 2, H, D)`` for the LSTM, ``(B, 1, H, D)`` for the GRU; it is not modified.
+        cell: ``"lstm"`` or ``"gru"``.
+
+    Returns:
+        ``(h, state)``: ``(B, H, D)`` in the type of x, and the next state.
+
+    Raises:
+        ValueError: an unknown cell, or shapes that do not fit.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"one token needs x (B, G, H, D), got {shape_of(x)}")
+    _check_cell(x, R, b, cell)
+    check_state("state", state, (x.shape[0], _STATES[cell], *x.shape[2:]), "n, H, D")
+    return reference.STEPS[cell](x, R, b, state.to(accumulator(x.dtype)))
+
+
+def _check_cell(x: Tensor, R: Tensor, b: Tensor, cell: str) -> None:
+    if cell not in _GATES:
+        raise ValueError(f"cell={cell!r} is unknown: choose one of {', '.join(_GATES)}")
+    check_floating(x=x, R=R, b=b)
+    gates, heads, size = x.shape[-3:]
+    if gates != _GATES[cell]:
+        raise ValueError(f"x must have {_GATES[cell]} gates for cell={cell!r}, got {shape_of(x)}")
+    if tuple(R.shape) != (gates, heads, size, size):
+        raise ValueError(f"R must be (G, H, D, D) with the sizes of x {shape_of(x)}, got {shape_of(R)}")
+    if tuple(b.shape) != (gates, heads, size):
+        raise ValueError(f"b must be (G, H, D) with the sizes of x {shape_of(x)}, got {shape_of(b)}")
+
+
+def _state_shape(x: Tensor, cell: str, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+    return (num_sequences(cu_seqlens, x.shape[0]), _STATES[cell], *x.shape[3:])
+
+
+def _state(x: Tensor, cell: str, cu_seqlens: Tensor | None, initial_state: Tensor | None) -> Tensor:
+    if initial_state is not None:
+        return initial_state.to(accumulator(x.dtype))
+    return x.new_zeros(_state_shape(x, cell, cu_seqlens), dtype=accumulator(x.dtype))
+
+
+@torch.library.custom_op("mainstem::gated_rnn", mutates_args=())
+def _forward(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor,
+    cell: str,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(h, final_state, gates)``; the gates, for the backward, are empty unless ``keep``."""
+    kernel = implementation("rnn", backend, x.device)
+    state = _state(x, cell, cu_seqlens, initial_state)
+    h, state, gates = kernel.forward(x, R, b, cell, state, cu_seqlens, reverse)
+    return h, state, gates if keep else gates.new_empty(0)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor,
+    cell: str,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _, heads, size = x.shape
+    shape = (heads, batch * length, _KEPT * size) if keep else (0,)
+    dtype = accumulator(x.dtype)
+    state = x.new_empty(_state_shape(x, cell, cu_seqlens), dtype=dtype)
+    return x.new_empty(batch, length, heads, size), state, x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("mainstem::gated_rnn_backward", mutates_args=())
+def _backward(
+    dh: Tensor,
+    dstate: Tensor,
+    gates: Tensor,
+    x: Tensor,
+    R: Tensor,
+    b: Tensor,
+    cell: str,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernel = implementation("rnn", backend, x.device)
+    state = _state(x, cell, cu_seqlens, initial_state)
+    dx, dR, db, dinitial = kernel.backward(dh, dstate, gates, x, R, b, cell, state, cu_seqlens, reverse)
+    return dx, dR, db, dinitial
+
+
+@_backward.register_fake
+def _(
+    dh: Tensor,
+    dstate: Tensor,
+    gates: Tensor,
+    x: Tensor,
+    R: Tensor,
+    b: Tensor,
+    cell: str,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, dR, db = (y.new_empty(y.shape) for y in (x, R, b))
+    return dx, dR, db, dstate.new_empty(dstate.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend, _ = inputs
+    ctx.save_for_backward(output[2], x, R, b, cu_seqlens, initial_state)
+
+
+def _autograd(ctx: Any, dh: Tensor, dstate: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gates, x, R, b, cu_seqlens, initial_state = ctx.saved_tensors
+    dx, dR, db, dinitial = _backward(
+        dh, dstate, gates, x, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend
+    )
+    dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
+    return dx, dR, db, None, None, dinitial, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,256 @@
+"""Explicit vectors inside Numba kernels.
+
+A vector is 64 bytes, 16 float32 or 8 float64; where registers are narrower LLVM splits it. Loops that hold their
+accumulators in such values run at the rate of the multiply-add units, which LLVM's own vectoriser does not reach here:
+it cannot prove that the state, the inputs and the outputs do not overlap.
+"""
+# Numba and llvmlite ship no types.
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-subclassing-any, allow-any-generics
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+BYTES = 64
+
+# Not "fast": with nnan and ninf LLVM may assume that no decay is -inf and no input is NaN.
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile with Numba, releasing the GIL, and keep the machine code on disk where that is possible."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        settings = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, **options}
+        try:
+            kernel = numba.njit(cache=True, **settings)(function)
+        except RuntimeError:  # no directory that Numba could write its cache to
+            return numba.njit(**settings)(function)
+        # Numba looks only at the file of the kernel itself; a change in a file it calls would go unnoticed.
+        cache_file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+        if cache_file is not None:
+            cache_file._source_stamp = _source_stamp()
+        return kernel
+
+    return decorate
+
+
+@cache
+def _source_stamp() -> str:
+    folder = Path(__file__).parent
+    files = [folder / "simd.py", folder / "token_groups.py", *sorted(folder.glob("*/cpu.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+class Launcher:
+    """Runs a kernel over independent tasks, on as many threads as PyTorch uses.
+
+    Args:
+        name: what is being prepared, for the message at the first call.
+        serial: the kernel as a plain loop over tasks.
+        parallel: the same with ``prange``; compiled only when more than one thread can be used.
+    """
+
+    def __init__(self, name: str, serial: Any, parallel: Any) -> None:
+        self.name = name
+        self.serial = serial
+        self.parallel = parallel
+        self.announced = False
+
+    def __call__(self, tasks: int, *args: Any) -> None:
+        if not self.announced:
+            self.announced = True
+            logging.getLogger("mainstem").info(
+                "preparing %s: compiled in some seconds at the first use, then read from Numba's cache", self.name
+            )
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, tasks)
+        if threads <= 1:
+            self.serial(tasks, *args)
+            return
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            self.parallel(tasks, *args)
+        finally:
+            numba.set_num_threads(before)
+
+
+class Vector(types.Type):
+    """64 bytes of float32 or float64."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype})")
+
+
+def _llvm(dtype):
+    element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    return ir.VectorType(element, BYTES * 8 // dtype.bitwidth)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _llvm(fe_type.dtype))
+
+
+def _address(context, builder, array_type, array, index):
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _call(builder, name, result, args, **keywords):
+    vector = args[-1].type
+    suffix = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
+    signature = ir.FunctionType(result, [x.type for x in args])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"{name}.v{vector.count}{suffix}")
+    return builder.call(function, args, **keywords)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """Vector at ``index`` numbers from the start of a contiguous array; bounds are not checked."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        address = _address(context, builder, signature.args[0], *args)
+        return builder.load(
+            builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8
+        )
+
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """Write ``value`` at ``index`` numbers from the start of a contiguous array."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        address = _address(context, builder, signature.args[0], *args[:2])
+        builder.store(
+            args[2], builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+def _repeat(builder, value, vector):
+    blank = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(blank, value, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, blank, lanes)
+
+
+@intrinsic
+def splat(typingctx, array, index):
+    """Vector of copies of ``array[index]``."""
+
+    def codegen(context, builder, signature, args):
+        value = builder.load(_address(context, builder, signature.args[0], *args))
+        return _repeat(builder, value, _llvm(signature.args[0].dtype))
+
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def repeat(typingctx, value):
+    """Vector of copies of one number."""
+
+    def codegen(context, builder, signature, args):
+        return _repeat(builder, args[0], _llvm(signature.args[0]))
+
+    return Vector(value)(value), codegen
+
+
+@intrinsic
+def zeros(typingctx, array):
+    """Vector of zeros of the type of ``array``."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(_llvm(signature.args[0].dtype), None)
+
+    return Vector(array.dtype)(array), codegen
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    """``x · y + z`` with one rounding."""
+
+    def codegen(context, builder, signature, args):
+        return _call(builder, "llvm.fma", args[0].type, args)
+
+    return x(x, x, x), codegen
+
+
+@intrinsic
+def fnma(typingctx, x, y, z):
+    """``z − x · y`` with one rounding."""
+
+    def codegen(context, builder, signature, args):
+        return _call(builder, "llvm.fma", args[0].type, [builder.fneg(args[0]), args[1], args[2]])
+
+    return x(x, x, x), codegen
+
+
+@intrinsic
+def mul(typingctx, x, y):
+    """``x · y``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def add(typingctx, x, y):
+    """``x + y``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def sub(typingctx, x, y):
+    """``x − y``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fsub(*args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def where_nonzero(typingctx, x, y):
+    """``y`` in the lanes where ``x`` is not zero, zero in the others."""
+
+    def codegen(context, builder, signature, args):
+        nothing = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_unordered("!=", args[0], nothing), args[1], nothing)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def total(typingctx, x):
+    """Sum of the lanes, always in the same order."""
+
+    def codegen(context, builder, signature, args):
+        element = args[0].type.element
+        zero = ir.Constant(element, 0.0)
+        return _call(builder, "llvm.vector.reduce.fadd", element, [zero, args[0]], fastmath=("reassoc",))
+
+    return x.dtype(x), codegen
