@@ -1,0 +1,58 @@
+import random
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+
+class EpochSeed(Callback):
+    """Seed every random generator from (seed, epoch, rank) when an epoch starts.
+
+    A resumed run then shuffles and drops out as the uninterrupted one did, with no generator state in the checkpoint.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed, and see to it that the epoch's iterator is made after that."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        value = int(sequence.generate_state(1)[0])
+        random.seed(value)
+        np.random.seed(value)  # noqa: NPY002  (the global generator is the one that others may draw from)
+        torch.manual_seed(value)
+        loop = trainer.fit_loop
+        lightning_makes_it = (
+            trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting
+        )
+        if not lightning_makes_it and loop._data_fetcher is not None:
+            # The first epoch of a process comes with an iterator that drew its order before this seed.
+            iter(loop._data_fetcher)
+
+
+class UntrainedCandidate(Callback):
+    """Validate before the first step, and let the model as it stands compete for the best checkpoint.
+
+    A model whose closed-form part is already good may only get worse by training; early stopping then starts from
+    that value too.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run one whole validation and hand its metrics to the callbacks that monitor one."""
+        if trainer.global_step > 0 or not trainer.enable_validation or trainer.fast_dev_run:
+            return
+        validate(trainer)
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor in trainer.callback_metrics:
+                # The public hooks skip step 0, as if nothing had changed since the last save.
+                callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
+            elif isinstance(callback, EarlyStopping) and callback.monitor in trainer.callback_metrics:
+                callback._run_early_stopping_check(trainer)
+
+
+def validate(trainer: Trainer) -> None:
+    """Run the validation loop from inside training, as the loop itself does between epochs."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True

@@ -1,0 +1,53 @@
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """One file that is overwritten in place, in a folder of runs that may have been moved since."""
+
+    def __init__(self, name: str, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of a run, also from another place than where it was written."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        moved = {
+            key: value.replace(before, now, 1) if isinstance(value, str) else value
+            for key, value in state_dict.items()
+        }
+        moved["best_k_models"] = {
+            path.replace(before, now, 1): score for path, score in state_dict["best_k_models"].items()
+        }
+        super().load_state_dict(moved)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load the tensors and plain values of a checkpoint, and nothing that could run code.
+
+    Raises:
+        ValueError: the file is missing or truncated, or is not such a checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "holds more than tensors and plain values" if zipfile.is_zipfile(path) else "is not a checkpoint"
+        raise ValueError(f"checkpoint {path} {reason}") from error
+    except Exception as error:  # a broken file may fail anywhere in the reader
+        raise ValueError(f"checkpoint {path} is truncated or is not a checkpoint") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"checkpoint {path} holds no model: it has no state_dict")
+    return content
