@@ -1,0 +1,1 @@
+"""What flows into the backbone: one folder a field."""
