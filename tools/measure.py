@@ -1,0 +1,121 @@
+"""Time, memory and the description of the machine: what `bench` and `compare` measure with."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from .. import __version__
+
+
+def set_threads(threads: int) -> None:
+    """Let PyTorch and Numba use ``threads`` cores."""
+    import numba
+
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
+
+
+def clock_name(device: torch.device, threads: int) -> str:
+    """Say in words which time `seconds_per_call` takes."""
+    if device.type == "cuda":
+        return "median CUDA event time"
+    return "minimum process CPU time" if threads == 1 else "minimum wall time"
+
+
+def seconds_per_call(
+    call: Callable[[], object],
+    device: torch.device,
+    *,
+    threads: int = 1,
+    limit: float = 1.0,
+    warm: bool = True,
+) -> float:
+    """Time ``call`` again and again for ``limit`` seconds.
+
+    On a CPU with one thread it is the least process CPU time, which other programs on the machine do not
+    change; with more threads CPU time adds up over them, so it is the least wall time. On a CUDA device it is
+    the median of event times after a warm-up.
+
+    Args:
+        call: what is timed.
+        device: where it runs.
+        threads: how many cores a CPU call may use.
+        limit: how many seconds the repeats may take together; one call is always made.
+        warm: make one untimed call first (compilation, caches).
+    """
+    if warm:
+        call()
+    if device.type == "cuda":
+        return _cuda_seconds(call, limit)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    best, end = float("inf"), time.perf_counter() + limit
+    while True:
+        begin = clock()
+        call()
+        best = min(best, clock() - begin)
+        if time.perf_counter() >= end:
+            return best
+
+
+def _cuda_seconds(call: Callable[[], object], limit: float) -> float:
+    times: list[float] = []
+    end = time.perf_counter() + limit
+    while not times or time.perf_counter() < end:
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return median(times)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this process has held, on a CUDA device in its tensors, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss of a child starts at what its parent had when it was started; VmHWM does not.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """Name the processor or the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Describe what a number was measured on: device, cores, threads, versions."""
+    found = {
+        "device": device_name(device),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "mainstem": __version__,
+    }
+    for package in ("torch", "numba", "triton", "lightning"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

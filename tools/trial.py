@@ -1,0 +1,130 @@
+"""The process that trains one mixer of a comparison, seed by seed: ``python -m mainstem.tools.trial REQUEST.json``."""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import errors, train
+from .measure import machine, peak_memory
+from .recorder import Recorder, backbone_of, inference_us, parameters
+from .results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One mixer, its size and its seeds."""
+
+    arguments: list[str]
+    """Configurations and overrides as `mainstem fit` takes them."""
+    mixer: str
+    options: bool
+    """Whether the configuration's mixer options are meant for this mixer."""
+    dim: int
+    hidden: int | None
+    target: int
+    seeds: list[int]
+    folder: str
+
+    def run_folder(self, seed: int) -> Path:
+        """Folder of one run, which is also a run that `mainstem test` and `predict` take."""
+        return Path(self.folder) / f"seed{seed}"
+
+    def fit_arguments(self, seed: int) -> list[str]:
+        """Return the command line of one training."""
+        hidden = "null" if self.hidden is None else self.hidden
+        own = [] if self.options else ["--model.backbone.options={}"]
+        return [
+            "fit",
+            *self.arguments,
+            f"--model.backbone.mixer={self.mixer}",
+            f"--model.backbone.dim={self.dim}",
+            f"--model.backbone.hidden={hidden}",
+            *own,
+            f"--seed_everything={seed}",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.callbacks+=mainstem.tools.recorder.Recorder",
+            f"--output={self.run_folder(seed)}",
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the request."""
+        path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+
+
+def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
+    """Train, test the best checkpoint and, with ``picture``, let the domain draw its predictions."""
+    folder = trial.run_folder(seed)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted comparison left of this run
+    fitted = train.run(trial.fit_arguments(seed))
+    recorder = next(part for part in fitted.trainer.callbacks if isinstance(part, Recorder))
+    device = fitted.trainer.strategy.root_device
+    module = fitted.model
+    backbone = backbone_of(module)
+    if recorder.shape is None:
+        raise errors.UserError("the configuration trains for no step, so there is nothing to compare")
+    result = Result(
+        mixer=trial.mixer,
+        seed=seed,
+        domain=module.domain(),
+        dim=trial.dim,
+        hidden=trial.hidden,
+        parameters=parameters(module),
+        target_parameters=trial.target,
+        metrics={},
+        baselines={},
+        summary_metrics={name: list(info) for name, info in module.summary_metrics.items()},
+        context=recorder.shape[1],
+        state_bytes=None if backbone.config.bidirectional else backbone.state_bytes(1, recorder.shape[1]),
+        train_tokens=recorder.tokens,
+        train_seconds=recorder.seconds,
+        steps=fitted.trainer.global_step,
+        epochs=fitted.trainer.current_epoch,
+        peak_bytes=peak_memory(device),
+        start_bytes=recorder.start_bytes,
+        inference_us=inference_us(backbone, recorder.shape),
+        monitor=module.monitor,
+        curve=[list(point) for point in recorder.curve],
+        machine=machine(device),
+    )
+    tested = train.run(["test", f"--run={folder}", "--trainer.enable_progress_bar=false"])
+    result.metrics, result.baselines = tested.metrics, tested.baselines
+    if picture:
+        result.pictures = _pictures(folder)
+    result.save(folder)
+    return result
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Let the domain write its predictions; returns the pictures among the files."""
+    target = folder / "predictions"
+    done = train.run(
+        ["predict", f"--run={folder}", f"--output={target}", "--trainer.enable_progress_bar=false"]
+    )
+    return [str(path.relative_to(folder)) for path in done.predictions if path.suffix == ".png"]
+
+
+def main(argv: list[str]) -> int:
+    """Run the seeds that have no result yet; 2 for a user's mistake, told in one sentence on standard error."""
+    trial = Trial(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        for seed in trial.seeds:
+            if Result.load(trial.run_folder(seed)) is None:
+                train_and_test(trial, seed, picture=seed == trial.seeds[0])
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not errors.is_user_error(error):
+            raise
+        print(errors.sentence(error), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
