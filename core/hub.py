@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 
@@ -43,12 +44,13 @@ class Pretrained(PyTorchModelHubMixin):
         Raises:
             ValueError: there is no such checkpoint, it is of another class, or a file in it is damaged.
         """
+        name = str(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(name, **kwargs)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"checkpoint {str(pretrained_model_name_or_path)!r}: {CONFIG} is damaged ({error})"
-            ) from None
+            raise ValueError(f"checkpoint {name!r}: {CONFIG} is damaged ({error})") from None
+        except (OSError, HFValidationError):
+            raise ValueError(f"checkpoint {name!r} is no folder, and no repository that can be reached") from None
 
     @classmethod
     def _from_pretrained(

@@ -42,8 +42,9 @@ class GatedNorm(nn.Module):
         return self._normalise(o).flatten(-2) * opening
 
     def _normalise(self, o: Tensor) -> Tensor:
-        normed: Tensor = self.norm(o.flatten(-2) if self.all_heads else o)
-        return normed.view_as(o)
+        weight = getattr(self.norm, "weight", o)  # wider than o under autocast
+        normed: Tensor = self.norm((o.flatten(-2) if self.all_heads else o).to(weight.dtype))
+        return normed.to(o.dtype).view_as(o)
 
 
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:

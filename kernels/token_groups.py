@@ -162,21 +162,40 @@ def products(P, x, y, width):
 
 
 @jit()
-def decayed_products(P, x, y, a, width):
-    """`products` in which ``y_s`` has decayed to token t: ``P_ts = Σ x_t y_s a_{s+1} ⋯ a_t``."""
-    p00 = p11 = p22 = p33 = p10 = p20 = p21 = p30 = p31 = p32 = zeros(x)
-    for i in range(0, width, BYTES // x.itemsize):
-        x0, x1, x2, x3 = load(x, i), load(x, width + i), load(x, 2 * width + i), load(x, 3 * width + i)
-        y0, y1, y2, y3 = load(y, i), load(y, width + i), load(y, 2 * width + i), load(y, 3 * width + i)
-        a1, a2, a3 = load(a, width + i), load(a, 2 * width + i), load(a, 3 * width + i)
-        p00, p11, p22, p33 = fma(x0, y0, p00), fma(x1, y1, p11), fma(x2, y2, p22), fma(x3, y3, p33)
-        y0 = mul(y0, a1)
-        p10 = fma(x1, y0, p10)
-        y0, y1 = mul(y0, a2), mul(y1, a2)
-        p20, p21 = fma(x2, y0, p20), fma(x2, y1, p21)
-        y0, y1, y2 = mul(y0, a3), mul(y1, a3), mul(y2, a3)
-        p30, p31, p32 = fma(x3, y0, p30), fma(x3, y1, p31), fma(x3, y2, p32)
+def fold_decay_rows(P, q, k, a, A, width):
+    """Put the decays of a group into its queries and keys, in place.
+
+    Afterwards ``P_ts = Σ q_t k_s a_{s+1} ⋯ a_t`` in the layout of `products`, q_t holds ``q_t a_0 ⋯ a_t`` (decayed from
+    the group's start), k_s holds ``k_s a_{s+1} ⋯ a_3`` (to its end), and A is ``a_0 a_1 a_2 a_3``.
+    """
+    p00 = p11 = p22 = p33 = p10 = p20 = p21 = p30 = p31 = p32 = zeros(q)
+    for i in range(0, width, BYTES // q.itemsize):
+        q0, q1, q2, q3 = load(q, i), load(q, width + i), load(q, 2 * width + i), load(q, 3 * width + i)
+        k0, k1, k2, k3 = load(k, i), load(k, width + i), load(k, 2 * width + i), load(k, 3 * width + i)
+        a0, a1, a2, a3 = load(a, i), load(a, width + i), load(a, 2 * width + i), load(a, 3 * width + i)
+        p00, p11, p22, p33 = fma(q0, k0, p00), fma(q1, k1, p11), fma(q2, k2, p22), fma(q3, k3, p33)
+        k0 = mul(k0, a1)
+        p10 = fma(q1, k0, p10)
+        k0, k1 = mul(k0, a2), mul(k1, a2)
+        p20, p21 = fma(q2, k0, p20), fma(q2, k1, p21)
+        k0, k1, k2 = mul(k0, a3), mul(k1, a3), mul(k2, a3)
+        p30, p31, p32 = fma(q3, k0, p30), fma(q3, k1, p31), fma(q3, k2, p32)
+        a1 = mul(a0, a1)
+        a2 = mul(a1, a2)
+        a3 = mul(a2, a3)
+        store_rows(q, i, width, mul(q0, a0), mul(q1, a1), mul(q2, a2), mul(q3, a3))
+        store_rows(k, i, width, k0, k1, k2, k3)
+        store(A, i, a3)
     _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32)
+
+
+@jit()
+def store_rows(block, i, width, x0, x1, x2, x3):
+    """Write one vector to each row of ``block``."""
+    store(block, i, x0)
+    store(block, width + i, x1)
+    store(block, 2 * width + i, x2)
+    store(block, 3 * width + i, x3)
 
 
 @jit()
@@ -187,30 +206,31 @@ def _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32):
 
 
 @jit()
-def decay_from_start(block, a, width):
-    """Multiply token t of ``block`` by ``a_0 ⋯ a_t``, in place."""
-    for i in range(0, width, BYTES // block.itemsize):
-        factor = load(a, i)
-        store(block, i, mul(load(block, i), factor))
-        for m in range(1, GROUP):
-            factor = mul(factor, load(a, m * width + i))
-            store(block, m * width + i, mul(load(block, m * width + i), factor))
+def fold_decay_rows_twice(P, M, q, k, ahead, a, A, width):
+    """Do what `fold_decay_rows` does with two queries: q, and the keys themselves.
+
+    ``M_ts = Σ k_t k_s a_{s+1} ⋯ a_t``, and ``ahead`` becomes ``k_t a_0 ⋯ a_t``.
+    """
+    m00 = m11 = m22 = m33 = m10 = m20 = m21 = m30 = m31 = m32 = zeros(q)
+    for i in range(0, width, BYTES // q.itemsize):
+        k0, k1, k2, k3 = load(k, i), load(k, width + i), load(k, 2 * width + i), load(k, 3 * width + i)
+        a0, a1, a2, a3 = load(a, i), load(a, width + i), load(a, 2 * width + i), load(a, 3 * width + i)
+        b0 = mul(k0, a1)
+        m10 = fma(k1, b0, m10)
+        b0, b1 = mul(b0, a2), mul(k1, a2)
+        m20, m21 = fma(k2, b0, m20), fma(k2, b1, m21)
+        b0, b1, b2 = mul(b0, a3), mul(b1, a3), mul(k2, a3)
+        m30, m31, m32 = fma(k3, b0, m30), fma(k3, b1, m31), fma(k3, b2, m32)
+        a1 = mul(a0, a1)
+        a2 = mul(a1, a2)
+        a3 = mul(a2, a3)
+        store_rows(ahead, i, width, mul(k0, a0), mul(k1, a1), mul(k2, a2), mul(k3, a3))
+    _put(M, m00, m11, m22, m33, m10, m20, m21, m30, m31, m32)
+    fold_decay_rows(P, q, k, a, A, width)
 
 
 @jit()
-def decay_to_end(block, a, width):
-    """Multiply token s of ``block`` by ``a_{s+1} ⋯ a_3``, in place."""
-    for i in range(0, width, BYTES // block.itemsize):
-        factor = load(a, 3 * width + i)
-        store(block, 2 * width + i, mul(load(block, 2 * width + i), factor))
-        factor = mul(factor, load(a, 2 * width + i))
-        store(block, width + i, mul(load(block, width + i), factor))
-        factor = mul(factor, load(a, width + i))
-        store(block, i, mul(load(block, i), factor))
-
-
-@jit()
-def whole_decay(out, a, width):
-    """Write ``a_0 a_1 a_2 a_3``."""
-    for i in range(0, width, BYTES // out.itemsize):
-        store(out, i, mul(mul(load(a, i), load(a, width + i)), mul(load(a, 2 * width + i), load(a, 3 * width + i))))
+def copy_block(to, block):
+    """Copy a whole block."""
+    for i in range(0, block.size, BYTES // block.itemsize):
+        store(to, i, load(block, i))

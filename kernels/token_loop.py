@@ -33,7 +33,8 @@ def token_loop(
         pieces = [(slice(None), 0, length)]
     else:
         pieces = [(slice(i, i + 1), b, e) for i, (_, b, e) in enumerate(spans(cu_seqlens, batch, length))]
-    outputs, finals = [], [state[:0]]
+    outputs: list[Tensor] = []
+    finals = [state[:0]]
     for rows, begin, end in pieces:
         current = state[rows]
         tokens = list(zip(*(x[:, begin:end].unbind(1) for x in inputs)))

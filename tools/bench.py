@@ -104,8 +104,9 @@ def main(argv: Sequence[str]) -> int:
         "command": " ".join(["mainstem bench", *argv]),
     }
     bench_report.add_exponents(bench.rows)
+    written = bench_report.write(bench.rows, header, arguments.output, arguments.markdown)
     bench_report.show(console, bench.rows, header)
-    for path in bench_report.write(bench.rows, header, arguments.output, arguments.markdown):
+    for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
     if not complete:
         print("interrupted: the rows above are what was done", file=sys.stderr)

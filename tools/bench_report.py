@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -35,15 +36,15 @@ NAMES = 4
 """How many of the columns are text."""
 LEGEND = (
     "Rate: of the recurrence itself, counted one token at a time. Error: greatest deviation from the float64 "
-    "reference, relative to its greatest value. ×SDPA: how many times faster than PyTorch's causal attention in "
-    "this run. Exponent of T: slope of log time (forward + backward where there is one) against log T."
+    "reference, relative to its greatest value. ×SDPA: how many times faster than PyTorch's causal attention "
+    "in this run. Exponent of T: slope of log time (forward + backward where there is one) against log T."
 )
 
 
 def console() -> Console:
     """Return a console that is wide enough for the table where the output is a file or a pipe."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=max(plain.width, 160))
+    return plain if plain.is_terminal else Console(width=max(plain.width, 180))
 
 
 def groups(rows: Sequence[Row]) -> list[tuple[tuple[str, str, str], list[Row]]]:
@@ -175,6 +176,8 @@ BACKEND_STYLES = {"reference": ":", "chunked": "--", "cpu": "-", "triton": "-", 
 
 def _draw_panel(panel: Axes, name: str, timed: Sequence[tuple[tuple[str, str, str], list[Row]]]) -> None:
     variants = list(dict.fromkeys(key[1] for key, _ in timed if key[0] == name))
+    both = any(row.both_ms for key, group in timed if key[0] == name for row in group)
+    note = "" if both else " (forward only)"
     for (operation, variant, backend), group in timed:
         peer = backend == "torch SDPA"
         if operation != name and not peer:
@@ -188,9 +191,12 @@ def _draw_panel(panel: Axes, name: str, timed: Sequence[tuple[tuple[str, str, st
             color="0.35" if peer else f"C{variants.index(variant)}",
             label=backend if peer else f"{variant}, {backend}",
         )
-    panel.set(xscale="log", yscale="log", title=name, xlabel="tokens T", ylabel="ms")
+    panel.set(xscale="log", yscale="log", title=f"{name}{note}", xlabel="tokens T", ylabel="ms")
     lengths = sorted({row.length for _, group in timed for row in group})
     panel.set_xticks(lengths, [str(length) for length in lengths])
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=7)
+    panel.legend(fontsize=7, handlelength=3.2, numpoints=2)

@@ -16,7 +16,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         "mainstem compare",
         description=__doc__,
-        epilog="Further options such as --trainer.max_epochs=3 or --model.backbone.depth=4 go to every training. "
+        epilog="Further options such as --trainer.max_epochs=3 or --model.backbone.depth=4 go to every run. "
         "A comparison that was interrupted goes on where it stopped when the same command is given again.",
         allow_abbrev=False,
     )
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     )
     results = comparison.run()
     command = " ".join(["mainstem compare", *argv])
-    report.show(results, comparison.seeds)
-    for path in report.write(results, comparison, command):
+    summary = report.show(results)
+    for path in report.write(summary, comparison, command):
         print(f"wrote {path}")
     return 0

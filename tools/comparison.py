@@ -1,27 +1,31 @@
-"""The trainings of a comparison: their sizes, a process a mixer, and going on where an earlier call stopped."""
+"""The trainings of a comparison: their sizes, a process a mixer, and going on after an interruption."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from .. import __version__
-from ..core.config import BackboneConfig
 from ..core.mixers import MIXERS
 from . import configs, runs
 from .errors import Interrupted, UserError
-from .matching import Size, match
+from .matching import Size
 from .progress import console
 from .results import Result
+from .sizing import find_sizes
 from .trial import Trial
 
 Results = dict[str, list[Result]]
@@ -62,9 +66,6 @@ class Comparison:
             raise UserError(f"--mixers names none: choose from {', '.join(MIXERS)}")
         if seeds < 1:
             raise UserError(f"--seeds must be at least 1, got {seeds}")
-        for option in overrides:
-            if not option.startswith("-"):
-                raise UserError(f"{option!r} is not an option; write overrides as --name=value")
         paths = [configs.find(name) for name in names]
         arguments = [word for path in paths for word in ("-c", str(path.resolve()))]
         texts = {name: path.read_text(encoding="utf-8") for name, path in zip(names, paths)}
@@ -138,3 +139,70 @@ class Comparison:
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {mixer: asdict(size) for mixer, size in self.sizes.items()}
         runs.write_json(file, {**self.request(), "own": self.own, "sizes": sizes})
+
+    def _train(self, mixer: str, advance: Callable[[int], None]) -> None:
+        """Start the process of a mixer and wait for it, telling of every finished training."""
+        advance(len(self._results(mixer)))
+        if len(self._results(mixer)) == len(self.seeds):
+            return
+        folder = self.folder / mixer
+        folder.mkdir(parents=True, exist_ok=True)
+        size = self.sizes[mixer]
+        trial = Trial(
+            arguments=self.arguments,
+            mixer=mixer,
+            options=mixer == self.own,
+            dim=size.dim,
+            hidden=size.hidden,
+            target=size.target,
+            seeds=self.seeds,
+            folder=str(folder),
+        )
+        trial.save(folder / "trial.json")
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", f"{__package__}.trial", str(folder / "trial.json")]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                self._watch(process, mixer, advance)
+            except KeyboardInterrupt as error:
+                _stop(process)
+                raise Interrupted(
+                    f"interrupted: finished trainings lie in {self.folder}, the same command goes on"
+                ) from error
+        self._check(process.returncode, mixer, folder / "log.txt")
+
+    def _watch(self, process: "subprocess.Popen[bytes]", mixer: str, advance: Callable[[int], None]) -> None:
+        told = len(self._results(mixer))
+        ended = False
+        while not ended:
+            ended = process.poll() is not None
+            found = self._results(mixer)
+            for result in found[told:]:
+                metrics = "  ".join(f"{name} {result.metrics[name]:.4g}" for name in _shown(result))
+                console.print(f"{mixer:16} seed {result.seed}  {metrics}  {result.train_seconds:.1f} s")
+            advance(len(found) - told)
+            told = len(found)
+            time.sleep(0.0 if ended else 0.2)
+
+    def _check(self, code: int, mixer: str, log: Path) -> None:
+        if code == 0:
+            return
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["(no output)"]
+        if code == 2:
+            raise UserError(f"mixer {mixer}: {lines[-1]}")
+        raise RuntimeError(
+            f"the training of {mixer} ended with status {code}: {lines[-1]}; {log} has the rest"
+        )
+
+
+def _shown(result: Result) -> list[str]:
+    return [name for name in result.summary_metrics if name in result.metrics][:2]
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Let a process that got the same Ctrl-C end by itself, and end it if it does not."""
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()

@@ -4,17 +4,18 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from .results import Result
 from .summary import Row, Summary, Values, format_number
 
 _INK = "#123456"
 """Stands for the colour of the page's text until the SVG is written."""
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -30,7 +31,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-# Okabe and Ito's colours, which stay apart for colour-blind readers, without those too pale or too dark for a page.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, those that suit a light and a dark page.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 
 
@@ -51,27 +52,20 @@ def to_svg(figure: Figure, name: str) -> str:
     return svg.replace(_INK, "currentColor")
 
 
-def draw(summary: Summary) -> dict[str, tuple[str, str]]:
+def draw(summary: Summary) -> list[tuple[str, str]]:
     """Return every figure as SVG with its caption."""
     colour = colours([row.mixer for row in summary.rows])
-    figures = {}
+    figures = []
     with rc_context(_STYLE):
-        figures["metrics"] = (
-            to_svg(_metrics(summary, colour), "metrics"),
-            "Test metrics: one dot a seed, a bar at the mean, baselines as dashed lines.",
-        )
+        metrics = to_svg(_metrics(summary, colour), "metrics")
+        figures.append((metrics, "Test metrics: a dot a seed, a bar at the mean, baselines as dashed lines."))
         curves = _curves(summary, colour)
         if curves is not None:
-            monitor = summary.rows[0].size.monitor
-            figures["curves"] = (
-                to_svg(curves, "curves"),
-                f"Validation during training ({monitor}): one line a seed.",
-            )
-        figures["tradeoff"] = (
-            to_svg(_tradeoff(summary, colour), "tradeoff"),
-            "Quality against the memory of one decode state and against training speed; error bars are ± one "
-            "standard deviation over seeds.",
-        )
+            caption = f"Validation during training ({summary.rows[0].size.monitor}): a line a seed."
+            figures.append((to_svg(curves, "curves"), caption))
+        tradeoff = to_svg(_tradeoff(summary, colour), "tradeoff")
+        caption = "Quality against the memory of one decode state and against training speed; bars are ± one "
+        figures.append((tradeoff, f"{caption}standard deviation over seeds."))
     return figures
 
 
@@ -135,13 +129,14 @@ def _draw_baselines(panel: Axes, baselines: Mapping[str, Values], values: Sequen
 def _curves(summary: Summary, colour: Mapping[str, str]) -> Figure | None:
     if not any(len(result.curve) > 1 for row in summary.rows for result in row.results):
         return None
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     panel = figure.subplots()
     for row in summary.rows:
         for number, result in enumerate(row.results):
             label = row.mixer if number == 0 else None
             steps, values = zip(*result.curve)
             panel.plot(steps, values, color=colour[row.mixer], lw=1.4, alpha=0.75, label=label)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="training step", ylabel=summary.rows[0].size.monitor)
     panel.grid(alpha=0.25)
     panel.legend(fontsize=9)
@@ -172,16 +167,9 @@ def _scatter(
         panel.errorbar(
             x, found.mean, found.std or 0, fmt="o", ms=7, capsize=3, color=colour[row.mixer], label=row.mixer
         )
-        panel.annotate(
-            row.mixer, (x, found.mean), xytext=(8, 5), textcoords="offset points", fontsize=9
-        )
+        panel.annotate(row.mixer, (x, found.mean), xytext=(8, 5), textcoords="offset points", fontsize=9)
     xs = [x for _, x in points]
     if min(xs) > 0 and max(xs) > 8 * min(xs):
         panel.set_xscale("log")
     panel.margins(x=0.25, y=0.2)
     panel.grid(alpha=0.25)
-
-
-def pictured(rows: Sequence[Row]) -> list[tuple[str, Result]]:
-    """Return the mixers that have a picture of their own, with the result that it belongs to."""
-    return [(row.mixer, result) for row in rows for result in row.results if result.pictures]

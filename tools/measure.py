@@ -83,14 +83,26 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # ru_maxrss of a child starts at what its parent had when it was started; VmHWM does not.
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
+    peak = _resident("VmHWM")
+    if peak is None:
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak
+
+
+def current_memory(device: torch.device) -> int:
+    """Return the bytes that this process holds now, or has held at most where the system says no more."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _resident("VmRSS") or peak_memory(device)
+
+
+def _resident(name: str) -> int | None:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(f"{name}:")]
+    return kilobytes[0] * 1024 if kilobytes else None
 
 
 def device_name(device: torch.device) -> str:

@@ -31,11 +31,18 @@ class Parser(LightningArgumentParser):
         """Raise the message made readable; an error inside a class gets the key of the class in front."""
         inner = _cause(ex)
         if inner is None:
-            raise readable(message, {action.dest for action in self._actions}) from ex
+            raise readable(message, self._options()) from ex
         keys = re.findall(r'Parser key "([^"]+)"', message)
         if not keys or not inner.key:
             raise inner from ex
         raise ConfigError(f"{keys[0]}.init_args.{inner.key}", inner.problem) from ex
+
+    def _options(self) -> set[str]:
+        known = {action.dest for action in self._actions}
+        for action in self._actions:
+            for parser in action.choices.values() if isinstance(action.choices, dict) else ():
+                known |= {action.dest for action in parser._actions}
+        return {name for name in known if name.rpartition(".")[2] not in ("help", "config", "print_config")}
 
 
 def _cause(error: BaseException | None) -> ConfigError | None:
@@ -69,6 +76,7 @@ def _unknown_option(message: str, options: set[str]) -> tuple[str, str] | None:
     for pattern in (
         r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'",
         r"Option '(?P<name>[^']+)' is not accepted",
+        r"Subcommand '[^']+' does not accept option '(?P<name>[^']+)'",
         r"unrecognized arguments: (?P<name>.+)",
     ):
         match = re.search(pattern, message)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core import Backbone
 from ..core.training import DomainModule
 from .errors import UserError
-from .measure import peak_memory, seconds_per_call
+from .measure import current_memory, seconds_per_call
 
 
 class Sized(Exception):
@@ -50,8 +50,9 @@ class Recorder(Callback):
     """Count the backbone's training tokens, time the training steps and keep the validation curve."""
 
     def __init__(self) -> None:
-        self.tokens = self.steps = self.start_bytes = 0
+        self.tokens = self.start_bytes = 0
         self.seconds = 0.0
+        self.first_step = True
         self.shape: tuple[int, int] | None = None
         self.curve: list[tuple[int, float]] = []
         self._begin = 0.0
@@ -59,7 +60,7 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the memory, and listen to the backbone."""
         device = trainer.strategy.root_device
-        self.start_bytes = 0 if device.type == "cuda" else peak_memory(device)
+        self.start_bytes = current_memory(device)
         backbone_of(pl_module).register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any], _: Any) -> None:
@@ -81,9 +82,10 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock."""
+        """Stop the clock, and start it anew after the first step, which compiles kernels."""
         self.seconds += self._now(trainer) - self._begin
-        self.steps += 1
+        if self.first_step and trainer.estimated_stepping_batches > 1:
+            self.first_step, self.tokens, self.seconds = False, 0, 0.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a point to the curve."""

@@ -30,7 +30,9 @@ class Result:
     state_bytes: int | None
     """Memory of one sequence's decode state after ``context`` tokens; None where there is no decoding."""
     train_tokens: int
+    """Tokens that went through the backbone in training, without the first step, which compiles kernels."""
     train_seconds: float
+    """Seconds in those training steps."""
     steps: int
     epochs: int
     peak_bytes: int
@@ -46,7 +48,7 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that went through the backbone in training, over the seconds of the training steps."""
+        """Training rate of the backbone."""
         return self.train_tokens / self.train_seconds
 
     def save(self, folder: Path) -> None:

@@ -31,7 +31,7 @@ class Values:
             return format_number(self.mean)
         # Two digits of the spread say how many digits of the mean mean anything.
         decimals = min(6, max(0, 1 - math.floor(math.log10(self.std)))) if self.std > 0 else 4
-        return f"{self.mean:.{decimals}f} ± {self.std:.{decimals}f}"
+        return f"{self.mean:.{decimals}f} ± {self.std:.{decimals}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ def _verdict(
 def _ranking(metric: str, best: str, near: Sequence[str], values: Mapping[str, Values]) -> str:
     if not near:
         return f"{metric}: {best} is best ({values[best]}), beyond seed noise from every other mixer."
+    if all(values[mixer].mean == values[best].mean for mixer in near):
+        return f"{metric}: {best} and {', '.join(near)} are the same ({values[best]})."
     gaps = [
         f"{mixer} by {abs(values[mixer].mean - values[best].mean):.2g} "
         f"(seed spread {math.hypot(values[mixer].std or 0, values[best].std or 0):.2g})"
@@ -196,7 +198,7 @@ def _against_baselines(
 
 def format_number(value: float) -> str:
     """Four significant digits."""
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("-", "−")
 
 
 def format_bytes(count: float | None) -> str:

@@ -1,6 +1,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ..core.training import DomainModule
@@ -26,7 +27,8 @@ def metric_table(
 ) -> Table:
     """A row a metric: the model, each baseline, the unit and the better direction; the best of a row is bold."""
     columns = {"model": metrics, **baselines}
-    table = Table("metric", *columns, "better", "unit")
+    table = Table("metric", *columns, "better", "unit", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[1 : 1 + len(columns)]:
         column.justify = "right"
     listed = [name for name in module.summary_metrics if any(name in column for column in columns.values())]

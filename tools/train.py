@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,11 @@ class MainstemCLI(LightningCLI):
         predictions: the files that predict wrote.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, execute: bool = True) -> None:
         self.request = request
+        self.execute = execute
         self.run_dir = request.run
-        self.resumed_step = 0
+        self.checkpoint: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.baselines: dict[str, dict[str, float]] = {}
         self.predictions: list[Path] = []
@@ -98,7 +101,7 @@ class MainstemCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, and for `fit` the folder that it writes to."""
-        self._check_checkpoint()
+        self.checkpoint = self._read_checkpoint()
         given = self._get(self.config_init, "trainer")
         overrides: dict[str, Any] = {"logger": False}
         if self.subcommand == "fit":
@@ -107,16 +110,25 @@ class MainstemCLI(LightningCLI):
             overrides["callbacks"] = [*_as_list(given.get("callbacks")), *self._callbacks(given)]
         return super().instantiate_trainer(**overrides, **kwargs)
 
-    def _check_checkpoint(self) -> None:
+    def _read_checkpoint(self) -> dict[str, Any] | None:
         path = self._get(self.config_init, "ckpt_path")
         if path is None:
-            return
+            return None
         checkpoint = read_checkpoint(Path(path))
         try:
             self.model.on_load_checkpoint(checkpoint)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
-        self.resumed_step = int(checkpoint.get("global_step", 0))
+        return checkpoint
+
+    def restore(self) -> None:
+        """Give the model the checkpoint's weights and the data what it was trained with, outside a trainer."""
+        assert self.checkpoint is not None
+        state = self.checkpoint.get(type(self.datamodule).__qualname__)
+        if state is not None:
+            self.datamodule.load_state_dict(state)
+        with self._explained():
+            self.model.load_state_dict(self.checkpoint["state_dict"])
 
     def _folder(self, root: str | None) -> Path:
         if self.request.run is not None:
@@ -130,7 +142,8 @@ class MainstemCLI(LightningCLI):
     def _loggers(self, given: Any) -> list[Logger]:
         assert self.run_dir is not None
         others = [] if isinstance(given, bool) else _as_list(given)
-        return [RunLogger(self.run_dir, self.resumed_step), *others]
+        steps = self.checkpoint["global_step"] if self.checkpoint is not None else 0
+        return [RunLogger(self.run_dir, steps), *others]
 
     def _callbacks(self, given: Any) -> list[Callback]:
         assert self.run_dir is not None
@@ -144,8 +157,16 @@ class MainstemCLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
+        if not self.execute:
+            return
+        with self._explained():
             super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what Lightning and PyTorch raise for Ctrl-C and for other weights into a sentence."""
+        try:
+            yield
         except SystemExit as error:
             if not self.trainer.interrupted:
                 raise
@@ -157,12 +178,17 @@ class MainstemCLI(LightningCLI):
             raise UserError(f"checkpoint {path} does not fit the model of the config: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        arguments = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        # Set on the trainer, the model's setup sees that a checkpoint is going to be loaded.
+        self.trainer.ckpt_path = arguments.pop("ckpt_path", None)
+        return arguments
 
     def _how_to_resume(self) -> str:
         if self.subcommand != "fit" or self.run_dir is None:
             return "interrupted"
-        return f"interrupted: the run lies in {self.run_dir}, `mainstem fit --run {self.run_dir}` continues it"
+        return (
+            f"interrupted: the run lies in {self.run_dir}, `mainstem fit --run {self.run_dir}` continues it"
+        )
 
     def fit(self, **kwargs: Any) -> None:
         """Train, and leave no folder behind if the data or the model refuse before the first checkpoint."""
@@ -250,6 +276,19 @@ def run(argv: list[str]) -> MainstemCLI:
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     return MainstemCLI(expand(argv))
+
+
+def load(argv: list[str]) -> MainstemCLI:
+    """Make the model, the data and the trainer of a command without running it; the checkpoint's weights are loaded.
+
+    Raises:
+        UserError: as `run`.
+    """
+    quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    cli = MainstemCLI(expand(argv), execute=False)
+    cli.restore()
+    return cli
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The process that trains one mixer of a comparison, seed by seed: ``python -m mainstem.tools.trial REQUEST.json``."""
+"""The process that trains one mixer of a comparison: ``python -m mainstem.tools.trial TRIAL.json``."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 
 from . import errors, train
 from .measure import machine, peak_memory
@@ -25,6 +26,7 @@ class Trial:
     """Whether the configuration's mixer options are meant for this mixer."""
     dim: int
     hidden: int | None
+    """SwiGLU width; None leaves the configuration's."""
     target: int
     seeds: list[int]
     folder: str
@@ -35,14 +37,14 @@ class Trial:
 
     def fit_arguments(self, seed: int) -> list[str]:
         """Return the command line of one training."""
-        hidden = "null" if self.hidden is None else self.hidden
+        width = [] if self.hidden is None else [f"--model.backbone.hidden={self.hidden}"]
         own = [] if self.options else ["--model.backbone.options={}"]
         return [
             "fit",
             *self.arguments,
             f"--model.backbone.mixer={self.mixer}",
             f"--model.backbone.dim={self.dim}",
-            f"--model.backbone.hidden={hidden}",
+            *width,
             *own,
             f"--seed_everything={seed}",
             "--trainer.enable_progress_bar=false",
@@ -60,7 +62,7 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
     folder = trial.run_folder(seed)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted comparison left of this run
     fitted = train.run(trial.fit_arguments(seed))
-    recorder = next(part for part in fitted.trainer.callbacks if isinstance(part, Recorder))
+    recorder = next(part for part in _callbacks(fitted) if isinstance(part, Recorder))
     device = fitted.trainer.strategy.root_device
     module = fitted.model
     backbone = backbone_of(module)
@@ -98,6 +100,11 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
     return result
 
 
+def _callbacks(cli: train.MainstemCLI) -> list[Callback]:
+    found: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
+
 def _pictures(folder: Path) -> list[str]:
     """Let the domain write its predictions; returns the pictures among the files."""
     target = folder / "predictions"
@@ -108,7 +115,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the seeds that have no result yet; 2 for a user's mistake, told in one sentence on standard error."""
+    """Run the seeds that have no result yet; status 2 for a user's mistake, told in one sentence."""
     trial = Trial(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -85,7 +85,7 @@ class AttentionMixer(Mixer):
         self, q: Tensor, k: Tensor, v: Tensor, p: Pass, cu_q: Tensor | None, cu_k: Tensor | None
     ) -> Tensor:
         bounds = {"cu_seqlens": cu_q, "cu_seqlens_k": cu_k}
-        backend = p.backend_of("attention")
+        backend = p.backends.get("attention", "auto")
         return attention(q, k, v, causal=self.causal, window=self.window, **bounds, backend=backend)
 
     def _attend_ragged(self, q: Tensor, k: Tensor, v: Tensor, p: Pass, state: State) -> tuple[Tensor, State]:

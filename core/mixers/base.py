@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ...kernels import dispatch, short_convolution, short_convolution_step
 from ..state import State, num_bytes, state_dtype
 from ..system import System
+
+OPERATIONS = ("attention", "conv", "delta", "linear", "rnn", "scan")
 
 
 @dataclass(frozen=True)
@@ -22,27 +24,23 @@ class Pass:
         reverse: from the last token to the first.
         keep_state: whether the caller wants the final state.
         one_token: T is 1, and the one-token kernels serve.
-        backend: of the kernels.
+        backends: of the kernels, by folder.
     """
 
     cu_seqlens: Tensor | None = None
     reverse: bool = False
     keep_state: bool = False
     one_token: bool = False
-    backend: str = "auto"
+    backends: Mapping[str, str] = field(default_factory=dict)
 
     def keywords(self, operation: str) -> dict[str, Any]:
-        """Keywords of a kernel in the folder ``operation``; without the backend it takes its own default."""
+        """Keywords of a kernel in the folder ``operation``."""
         return {
             "cu_seqlens": self.cu_seqlens,
             "reverse": self.reverse,
             "return_final_state": True,
-            "backend": self.backend_of(operation),
+            "backend": self.backends.get(operation, "auto"),
         }
-
-    def backend_of(self, operation: str) -> str:
-        """Backend for ``operation``: the chosen one where it exists."""
-        return self.backend if dispatch.offers(operation, self.backend) else "auto"
 
 
 class Mixer(nn.Module, ABC):
@@ -65,7 +63,8 @@ class Mixer(nn.Module, ABC):
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        self.dim, self.heads, self.backend = dim, heads, backend
+        self.dim, self.heads = dim, heads
+        self.backends = {name: backend for name in OPERATIONS if dispatch.offers(name, backend)}
 
     @abstractmethod
     def mix(self, x: Tensor, p: Pass, state: State | None) -> tuple[Tensor, State]:
@@ -91,12 +90,12 @@ class Mixer(nn.Module, ABC):
         Returns:
             ``y`` like ``x``; with ``return_state`` the pair ``(y, state)``.
         """
-        y, after = self.mix(x, Pass(cu_seqlens, reverse, return_state, backend=self.backend), state)
+        y, after = self.mix(x, Pass(cu_seqlens, reverse, return_state, backends=self.backends), state)
         return (y, after) if return_state else y
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Take one token ``x`` (B, D) of each sequence: ``y`` (B, D) and the state after it."""
-        p = Pass(keep_state=True, one_token=True, backend=self.backend)
+        p = Pass(keep_state=True, one_token=True, backends=self.backends)
         y, after = self.mix(x.unsqueeze(1), p, state)
         return y.squeeze(1), after
 

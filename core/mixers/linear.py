@@ -61,6 +61,9 @@ class LinearRow:
         check_choices(self)
         if self.skip and self.normaliser != "none":
             raise ValueError(f"skip=True and normaliser={self.normaliser!r} exclude each other")
+        if self.rotary and self.decay in ("low_rank", "lower_bound", "running_sum"):
+            # Rotations turn channels into each other, so only channels with one decay depend on distance alone.
+            raise ValueError(f"rotary=True needs one decay a head, and decay={self.decay!r} has one a channel")
 
 
 ROWS: dict[str, LinearRow] = {
@@ -182,6 +185,7 @@ class LinearMixer(Mixer):
         if self.row.rotary:
             offset = pick(state, "position")
             places = token_positions(x.shape[1], offset, p.cu_seqlens, x.device)
+            places = -places if p.reverse else places  # so that reverse is the mirror image
             q, k = rotate(q, places), rotate(k, places)
             after["position"] = positions_after(x, offset, p.cu_seqlens)
         gates = self.decay(x, k, p, state) if stabilised else self.decay.unstabilised(x, k)

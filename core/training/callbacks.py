@@ -39,16 +39,25 @@ class UntrainedCandidate(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run one whole validation and hand its metrics to the callbacks that monitor one."""
+        """Run one whole validation and hand its metrics to the callbacks that monitor one.
+
+        Raises:
+            ValueError: a callback monitors a validation metric that the model does not log.
+        """
         if trainer.global_step > 0 or not trainer.enable_validation or trainer.fast_dev_run:
             return
         validate(trainer)
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor in trainer.callback_metrics:
+        monitors = [call for call in trainer.callbacks if isinstance(call, ModelCheckpoint | EarlyStopping)]
+        for callback in monitors:
+            check_monitor(callback, trainer)
+        for callback in monitors:
+            if callback.monitor not in trainer.callback_metrics:
+                continue
+            if isinstance(callback, EarlyStopping):
+                callback._run_early_stopping_check(trainer)
+            else:
                 # The public hooks skip step 0, as if nothing had changed since the last save.
                 callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
-            elif isinstance(callback, EarlyStopping) and callback.monitor in trainer.callback_metrics:
-                callback._run_early_stopping_check(trainer)
 
 
 def validate(trainer: Trainer) -> None:
@@ -56,3 +65,13 @@ def validate(trainer: Trainer) -> None:
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
+
+
+def check_monitor(callback: ModelCheckpoint | EarlyStopping, trainer: Trainer) -> None:
+    """Raise ``ValueError`` if ``callback`` waits for a validation metric that never comes."""
+    monitor, logged = callback.monitor, trainer.callback_metrics
+    if monitor is not None and monitor.startswith("val/") and monitor not in logged:
+        raise ValueError(
+            f"{type(callback).__name__} monitors {monitor!r}, which is not logged: "
+            f"choose one of {', '.join(sorted(logged))}"
+        )

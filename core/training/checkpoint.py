@@ -44,7 +44,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "holds more than tensors and plain values" if zipfile.is_zipfile(path) else "is not a checkpoint"
+        reason = (
+            "holds more than tensors and plain values" if zipfile.is_zipfile(path) else "is not a checkpoint"
+        )
         raise ValueError(f"checkpoint {path} {reason}") from error
     except Exception as error:  # a broken file may fail anywhere in the reader
         raise ValueError(f"checkpoint {path} is truncated or is not a checkpoint") from error

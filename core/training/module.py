@@ -40,7 +40,9 @@ class DomainModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r} is unknown: choose one of {', '.join(get_args(Schedule))}")
+            raise ValueError(
+                f"schedule={schedule!r} is unknown: choose one of {', '.join(get_args(Schedule))}"
+            )
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
         # A callable does not survive weights_only loading; config.yaml keeps the optimizer of a run.

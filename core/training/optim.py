@@ -25,7 +25,9 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> li
     return [group for group in groups if group["params"]]
 
 
-def warmup_schedule(optimizer: Optimizer, schedule: Schedule, warmup_steps: int, total_steps: float) -> LambdaLR:
+def warmup_schedule(
+    optimizer: Optimizer, schedule: Schedule, warmup_steps: int, total_steps: float
+) -> LambdaLR:
     """Rise linearly over ``warmup_steps``, then stay constant or fall as half a cosine to zero at ``total_steps``.
 
     Raises:

@@ -45,6 +45,15 @@ def last_observed(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(last > 0, value, 0)[:, 0], (last > 0)[:, 0]
 
 
+def untrained(table: SeriesTable, batch: Batch, horizon: int, season: int | None) -> dict[str, Tensor]:
+    """Forecasts (B, H, C) of the baselines by name; the seasonal one only where there is a season."""
+    found = {"last value": last_value(batch, horizon)}
+    if season is not None:
+        past = history(table, batch, max(season, batch["past_values"].shape[1]))
+        found["seasonal naive"] = seasonal_naive(past, horizon, season)
+    return found
+
+
 def history(table: SeriesTable, batch: Batch, rows: int) -> Batch:
     """The last `rows` rows before each window's horizon, which may reach back further than its lookback."""
     item, L = batch["item"].cpu(), batch["past_values"].shape[1]
@@ -63,7 +72,18 @@ def season_length(frequency: str | float | None) -> int | None:
         return None
     offset = to_offset(frequency)
     code = offset.rule_code.partition("-")[0]
-    per_year = {"W": 52, "M": 12, "ME": 12, "MS": 12, "BME": 12, "BMS": 12, "QE": 4, "QS": 4, "BQE": 4, "BQS": 4}
+    per_year = {
+        "W": 52,
+        "M": 12,
+        "ME": 12,
+        "MS": 12,
+        "BME": 12,
+        "BMS": 12,
+        "QE": 4,
+        "QS": 4,
+        "BQE": 4,
+        "BQS": 4,
+    }
     per_week = {"D": 7, "B": 5, "C": 5}
     if code in per_year or code in per_week:
         rows = (per_year | per_week)[code] // offset.n

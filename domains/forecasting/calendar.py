@@ -46,12 +46,12 @@ def _position(time: pd.DatetimeIndex, name: str) -> NDArray[np.int64]:
         case "hour_of_day":
             numbers = time.hour
         case "day_of_week":
-            numbers = time.dayofweek
+            numbers = time.day_of_week
         case "day_of_month":
             numbers = time.day - 1
         case "week_of_year":
             # ISO week 53 exists in leap weeks only; counting days keeps every year alike.
-            numbers = (time.dayofyear - 1) // 7
+            numbers = (time.day_of_year - 1) // 7
         case "month_of_year":
             numbers = time.month - 1
         case _:

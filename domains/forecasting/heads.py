@@ -91,7 +91,9 @@ class QuantileHead(Head):
     def __init__(self, levels: Sequence[float]) -> None:
         super().__init__(levels)
         if 0.5 not in self.levels:
-            raise ValueError(f"quantiles={list(levels)} has no 0.5: a quantile head is built outward from the median")
+            raise ValueError(
+                f"quantiles={list(levels)} has no 0.5: a quantile head is built outward from the median"
+            )
         self.num_outputs = len(self.levels)
         self.middle = int((self.levels == 0.5).nonzero())
         # Zero outputs give the quantiles of a normal distribution.
@@ -202,5 +204,9 @@ def build_head(name: HeadName, levels: Sequence[float], loss: LossName = "mse") 
         raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(get_args(LossName))}")
     if name == "point":
         return PointHead(levels, loss)
-    kinds: dict[str, type[Head]] = {"quantile": QuantileHead, "gaussian": GaussianHead, "student_t": StudentTHead}
+    kinds: dict[str, type[Head]] = {
+        "quantile": QuantileHead,
+        "gaussian": GaussianHead,
+        "student_t": StudentTHead,
+    }
     return kinds[name](levels)

@@ -72,7 +72,9 @@ class PatchResidual(nn.Module):
         self.values = nn.Linear(2 * patch_length, dim)
         shared = patch_length * (1 + inputs.past + inputs.known) + inputs.static
         self.covariates = nn.Linear(shared, dim, bias=False)
-        self.calendar = nn.ModuleDict({name: nn.Embedding(inputs.calendar[name], dim) for name in inputs.cycles})
+        self.calendar = nn.ModuleDict(
+            {name: nn.Embedding(inputs.calendar[name], dim) for name in inputs.cycles}
+        )
         self.channel = nn.Parameter(torch.zeros(inputs.channels, 1, dim))
         self.ahead = nn.Parameter(torch.zeros(self.num_future, dim))
         self.backbone = backbone.build()
@@ -146,7 +148,9 @@ class ForecastModel(nn.Module):
     window's mean takes its place). What r holds besides the location depends on the head.
     """
 
-    def __init__(self, head: Head, horizon: int, ridge: RidgeHead | None, residual: PatchResidual | None) -> None:
+    def __init__(
+        self, head: Head, horizon: int, ridge: RidgeHead | None, residual: PatchResidual | None
+    ) -> None:
         super().__init__()
         if ridge is None and residual is None:
             raise ValueError("ridge=False and residual=False leave no model: switch one of them on")

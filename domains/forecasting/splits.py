@@ -90,7 +90,7 @@ def _ordered(borders: list[int], series: Series, split: Split) -> tuple[int, int
     if len(borders) != 3:
         raise _unknown(split)
     first, second, end = borders
-    if not 0 < first <= second <= end <= len(series):
+    if not 0 <= first <= second <= end <= len(series):
         raise ValueError(
             f"split={split} puts the borders of '{series.item}' at rows {borders}, "
             f"which do not rise within its {len(series)} rows"

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from ...core.backbone import BackboneConfig
 from ...core.training import DomainModule, MetricInfo
 from ...core.training.optim import Schedule
-from .baselines import history, last_value, season_length, seasonal_naive
+from .baselines import season_length, untrained
 from .calibration import ConformalCalibration
 from .data import ForecastData
 from .heads import HeadName, LossName, QuantileHead, build_head
@@ -39,7 +39,7 @@ _DAYS = {
     "month_of_year": 365.25,
 }
 # A position that was seen only a few times stands for those days, not for what recurs.
-_MIN_ROUNDS = 10
+_MIN_ROUNDS = 30
 _ERRORS = ("mse", "mae", "mase", "mae_original")
 _CALIBRATION_ELEMENTS = 20_000_000
 _FIXED = ("lookback", "horizon", "head", "ridge", "residual")
@@ -151,7 +151,19 @@ class Forecaster(DomainModule):
         Raises:
             ValueError: if the data module's windows are not those of the model.
         """
-        data = self.data
+        self.attach(self.data)
+        if self.trainer.ckpt_path is None:
+            if stage == "fit":
+                self.fit_ridge(self.data)
+            elif self.network.ridge is not None and not self.network.ridge.fitted:
+                raise ValueError(f"{stage} needs a trained model: fit first, or give ckpt_path")
+
+    def attach(self, data: ForecastData) -> None:
+        """Build the network for the data if there is none yet, and check that they fit.
+
+        Raises:
+            ValueError: if the data module's windows are not those of the model.
+        """
         for name in ("lookback", "horizon"):
             if getattr(data, name) != getattr(self, name):
                 raise ValueError(f"model.{name}={getattr(self, name)} but data.{name}={getattr(data, name)}")
@@ -164,11 +176,6 @@ class Forecaster(DomainModule):
             self.items = [one.item for one in data.series]
         self.rows = _rows(self.items, [one.item for one in data.series])
         self.season = season_length(data.frequency)
-        if self.trainer.ckpt_path is None:
-            if stage == "fit":
-                self.fit_ridge(data)
-            elif self.network.ridge is not None and not self.network.ridge.fitted:
-                raise ValueError(f"{stage} needs a trained model: fit first, or give ckpt_path")
 
     def fit_ridge(self, data: ForecastData) -> None:
         """Fit the closed-form part on the training windows, if there is one and it was not fitted before."""
@@ -254,10 +261,7 @@ class Forecaster(DomainModule):
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Forecasts (B, H, C) of the baselines by name."""
-        found = {"last value": last_value(batch, self.horizon)}
-        if self.season is not None:
-            past = history(self.data.test_set.table, batch, max(self.season, self.lookback))
-            found["seasonal naive"] = seasonal_naive(past, self.horizon, self.season)
+        found = untrained(self.data.test_set.table, batch, self.horizon, self.season)
         if self.network.ridge is not None:
             found["ridge"] = self.network.ridge(self.known_items(batch))
         return found
@@ -315,7 +319,12 @@ class Forecaster(DomainModule):
         # Neighbouring windows say nearly the same, so every n-th will do.
         rows = torch.arange((-batch_index * self.data.batch_size) % every, len(forecast), every)
         _, sd = window_moments(batch["past_values"], batch["past_observed"])
-        kept = {"forecast": forecast, "target": batch["future_values"], "observed": batch["future_observed"], "sd": sd}
+        kept = {
+            "forecast": forecast,
+            "target": batch["future_values"],
+            "observed": batch["future_observed"],
+            "sd": sd,
+        }
         self._kept.append({name: tensor[rows.to(tensor.device)] for name, tensor in kept.items()})
 
     def calibrated(self, forecast: Tensor, batch: Batch) -> Tensor:
@@ -359,7 +368,9 @@ class Forecaster(DomainModule):
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         for name in _FIXED:
             if name in saved and saved[name] != self.hparams[name]:
-                raise ValueError(f"the checkpoint has {name}={saved[name]}, the model {name}={self.hparams[name]}")
+                raise ValueError(
+                    f"the checkpoint has {name}={saved[name]}, the model {name}={self.hparams[name]}"
+                )
         self.build(Inputs(**checkpoint["inputs"]))
         self.items = list(checkpoint["items"])
 

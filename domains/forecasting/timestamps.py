@@ -1,6 +1,7 @@
 """Time columns: parsing, frequency, gaps, and the time stamps that follow the last one."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,7 @@ def find_frequency(time: Time) -> Frequency:
         return None
     if not isinstance(time, pd.DatetimeIndex):
         return _numeric_step(time)
-    inferred = pd.infer_freq(time) if time.is_unique else None
+    inferred = _gapless(time)
     if inferred is not None:
         return inferred
     clock = time.tz_localize(None)
@@ -83,7 +84,7 @@ def find_frequency(time: Time) -> Frequency:
         return _tick(time, step)
     if step < 6 * _DAY:
         step = pd.Timedelta(days=round(step / _DAY))
-        if step == _DAY and not (clock.dayofweek >= 5).any() and (clock == clock.normalize()).all():
+        if step == _DAY and not (clock.day_of_week >= 5).any() and (clock == clock.normalize()).all():
             return "B"
         return _tick(clock, step)
     if step <= 14 * _DAY:
@@ -140,14 +141,15 @@ def _parse_text(column: pd.Series, time_format: str | None, timezone: str | None
         dates = pd.to_datetime(column, utc=True, format=time_format or "ISO8601")
     except ValueError:
         raise _unreadable(column, time_format) from first_error
-    if timezone is None and column.astype(str).str.contains(r"(?:[+-]\d\d:?\d\d|Z)$").any():
+    if not column.astype(str).str.contains(r"(?:[+-]\d\d:?\d\d|Z)$").any():
+        return dates.dt.tz_localize(None)
+    if timezone is None:
         warnings.warn(
             f"time column '{column.name}' mixes UTC offsets and was read as UTC; "
             f"give timezone='Area/City' for hours and days of local time",
             stacklevel=2,
         )
-        return dates
-    return dates.dt.tz_localize(None)
+    return dates
 
 
 def _unreadable(column: pd.Series, time_format: str | None) -> ValueError:
@@ -161,6 +163,16 @@ def _unreadable(column: pd.Series, time_format: str | None) -> ValueError:
         f"time column '{column.name}' holds '{column.iloc[row]}' in data row {row + 1}, which cannot be read"
         f"{fits}{remedy}"
     )
+
+
+def _gapless(time: pd.DatetimeIndex) -> str | None:
+    if not time.is_unique:
+        return None
+    with warnings.catch_warnings():
+        # Pandas 3 returns an alias and warns that pandas 4 will return an offset; either is understood.
+        warnings.simplefilter("ignore")
+        found: Any = pd.infer_freq(time)
+    return None if found is None else str(getattr(found, "freqstr", found))
 
 
 def _numeric_step(time: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checks import check_cu_vector, check_floating, shape_of
 from ..dispatch import implementation, resolve
+from ..prefix import owned
 from . import chunked, reference
 
 
@@ -49,11 +50,12 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend not in ("auto", "chunked", "reference"):
         resolve("attention", backend, q.device)
-    # Both backends are differentiable PyTorch. Only what depends on the values of cu_seqlens, or loops over blocks
-    # of queries, cannot be traced: that goes into a compiled graph as one operator.
+    # Both backends are differentiable PyTorch. Only what depends on the values of cu_seqlens, or loops over
+    # blocks of queries, cannot be traced: that goes into a compiled graph as one operator.
     traceable = cu_seqlens is None and window is None and (not causal or q.shape[1] == k.shape[1])
     if torch.compiler.is_compiling() and not traceable:
-        return _forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k, backend)
+        o: Tensor = _forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k, backend)
+        return o
     forward = reference.forward if backend == "reference" else chunked.forward
     return forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
 
@@ -112,7 +114,7 @@ def _forward(
 ) -> Tensor:
     kernel = implementation("attention", backend, q.device)
     o: Tensor = kernel.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
-    return o.contiguous()
+    return owned(o)
 
 
 @_forward.register_fake
@@ -149,8 +151,8 @@ def _backward(
         o: Tensor = kernel.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
         return o
 
-    _, gradient = torch.func.vjp(forward, q, k, v)
-    dq, dk, dv = (x.contiguous() for x in gradient(do))
+    gradient = torch.func.vjp(forward, q, k, v)[1]
+    dq, dk, dv = (owned(x) for x in gradient(do))
     return dq, dk, dv
 
 

@@ -1,7 +1,7 @@
 """Softmax attention by `scaled_dot_product_attention`, without padding and without a T × T mask.
 
-Packed sequences of one length go through one call; under a window, or where causal queries stand at the end of
-longer keys, blocks of queries meet only the keys that they can see.
+Packed sequences of one length go through one call; under a window, or where causal queries stand at the end
+of longer keys, blocks of queries meet only the keys that they can see.
 """
 
 import torch
@@ -37,8 +37,8 @@ def forward(
     outputs, begin_q, begin_k = [], 0, 0
     for (length_q, length_k), members in groups.items():
         end_q, end_k = begin_q + length_q * len(members), begin_k + length_k * len(members)
-        x = q[:, begin_q:end_q].unflatten(1, (len(members), length_q))[0]
-        y, z = (t[:, begin_k:end_k].unflatten(1, (len(members), length_k))[0] for t in (k, v))
+        x = q[0, begin_q:end_q].reshape(len(members), length_q, *q.shape[2:])
+        y, z = (t[0, begin_k:end_k].reshape(len(members), length_k, *t.shape[2:]) for t in (k, v))
         outputs.append(_attend(x, y, z, causal, window, scale).flatten(0, 1))
         begin_q, begin_k = end_q, end_k
     if not outputs:
@@ -51,7 +51,7 @@ def _order(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Say how to lay sequences of one length side by side, and back; ``None`` where they already are."""
     members = [i for group in groups.values() for i in group]
-    if all(b > a for a, b in zip(members, members[1:])):
+    if members == sorted(members):
         return None, None
     cuts = torch.tensor(bounds)
     index, lengths = torch.tensor(members), cuts.diff()
@@ -107,7 +107,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     blind = None if mask is None else ~mask.any(-1, keepdim=True)
     if mask is not None and blind is not None:
         mask = mask | blind
-    o = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    # Not `enable_gqa=…`: with dynamic sizes the comparison is a SymBool, which that argument refuses.
+    if q.shape[1] == k.shape[1]:
+        o = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    else:
+        o = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
     return o if blind is None else o.masked_fill(blind, 0)

@@ -46,7 +46,7 @@ def backward(
     width = weight.shape[1]
     prefix = Prefix.of(cu_seqlens, x.shape[0], x.shape[1], width - 1, x.device)
     inputs = prefix.join(state.transpose(1, 2), x)
-    # Rows that hold a state have no output, hence no gradient, and nothing crosses from one sequence to the next.
+    # Rows that hold a state have no output, hence no gradient: nothing crosses from sequence to sequence.
     grad = prefix.join(torch.zeros_like(state.transpose(1, 2)), dy)
     if activation == "silu":
         y = _convolve(inputs, weight, bias)

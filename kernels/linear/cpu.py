@@ -24,9 +24,7 @@ from ..token_groups import (
     as_array,
     blank,
     decay_factors,
-    decay_from_start,
-    decay_to_end,
-    decayed_products,
+    fold_decay_rows,
     gather,
     gather_decay,
     load_state,
@@ -36,7 +34,6 @@ from ..token_groups import (
     save_state,
     scatter,
     sequence_table,
-    whole_decay,
 )
 
 
@@ -138,10 +135,7 @@ def _scan_rows(query, key, value, a, query_factor, key_factor, shift, walk, stat
         gather(k, KP, key, row, head, start, step, p, n, key_factor)
         gather(v, VP, value, row, head, start, step, p, n, one)
         gather_decay(d, KP, a, row, head, start, step, p - shift, n, GROUP)
-        decayed_products(P, q, k, d, KP)
-        decay_from_start(q, d, KP)
-        decay_to_end(k, d, KP)
-        whole_decay(A, d, KP)
+        fold_decay_rows(P, q, k, d, A, KP)
         for j in range(0, VP, L):
             _rows_tile(S, j * K, K, q, k, A, KP, P, v, o, j, VP)
         scatter(out, row, head, start, step, p, n, o, VP)

@@ -35,8 +35,8 @@ def gated_rnn(
     LSTM: ``(i, f, g, o) = x_t + R h_{t-1} + b``, ``c_t = σ(f) c_{t-1} + σ(i) tanh(g)``,
     ``h_t = σ(o) tanh(c_t)`` (Hochreiter and Schmidhuber, 1997). GRU: ``(r, z) = σ(x_t + R h_{t-1} + b)``,
     ``n = tanh(x_t + r (R h_{t-1} + b))``, ``h_t = (1 − z) n + z h_{t-1}`` (Cho et al., 2014,
-    arXiv:1406.1078). With one head they are `torch.nn.LSTM` and `torch.nn.GRU`; the blocks are those of Beck et al.,
-    *xLSTM* (2024), arXiv:2405.04517.
+    arXiv:1406.1078). With one head they are `torch.nn.LSTM` and `torch.nn.GRU`; the blocks are those of
+    Beck et al., *xLSTM* (2024), arXiv:2405.04517.
 
     Args:
         x: ``(B, T, G, H, D)``, what the input adds to each gate: i, f, g, o, or r, z, n.

@@ -1,10 +1,10 @@
 """Gated recurrent cells in plain PyTorch: time is sequential, everything else is not.
 
-All heads and gates of a step are one batched product. Sequences are sorted by length, so that the batch of a step is
-the sequences that still run; what needs no order is computed for all steps at once.
+All heads and gates of a step are one batched product. Sequences are sorted by length, so that the batch of a
+step is the sequences that still run; what needs no order is computed for all steps at once.
 
-Letters: H heads, D channels a head, G gates, S sequences, P all tokens, ordered by step. Tensors of all steps are
-``(H, P, …)`` and running states ``(H, n, S, D)``.
+Letters: H heads, D channels a head, G gates, S sequences, P all tokens, ordered by step. Tensors of all steps
+are ``(H, P, …)`` and running states ``(H, n, S, D)``.
 """
 
 from typing import NamedTuple
@@ -64,10 +64,10 @@ def backward(
     run = _lstm_backward if cell == "lstm" else _gru_backward
     before, dinputs, drecurrent = run(gates, grad, _fused(R, state.dtype), start, running, steps)
     num_gates = R.shape[0]
-    dR = (drecurrent.mT @ before).unflatten(1, (num_gates, -1)).transpose(0, 1)
-    db = drecurrent.sum(1).unflatten(1, (num_gates, -1)).transpose(0, 1)
+    dR = (drecurrent.mT @ before).view(R.shape[1], num_gates, *R.shape[2:]).transpose(0, 1)
+    db = drecurrent.sum(1).view(R.shape[1], num_gates, -1).transpose(0, 1)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format).flatten(0, 1)
-    dx[steps.tokens] = dinputs.unflatten(2, (num_gates, -1)).permute(1, 2, 0, 3).to(x.dtype)
+    dx[steps.tokens] = dinputs.view(R.shape[1], -1, num_gates, R.shape[2]).permute(1, 2, 0, 3).to(x.dtype)
     return (
         dx.view(x.shape),
         dR.to(R.dtype).contiguous(),
@@ -89,7 +89,7 @@ def _lstm_forward(
         step = kept[:, begin : begin + n]
         step[..., : 4 * D].baddbmm_(h[:, :n], weight)
         step[..., : 2 * D].sigmoid_()
-        i, f, g, o, cell = step.split(D, -1)
+        i, f, g, o, cell = step.chunk(5, -1)
         g.tanh_()
         o.sigmoid_()
         torch.addcmul(i * g, f, c[:, :n], out=cell)
@@ -103,8 +103,8 @@ def _lstm_forward(
 def _lstm_backward(
     kept: Tensor, grad: Tensor, weight: Tensor, start: Tensor, running: Tensor, steps: Steps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring the gradient of the state, ``running``, to the start in place; return ``(before, dinputs, drecurrent)``."""
-    i, f, g, o, c = kept.split(grad.shape[-1], -1)
+    """Bring the state's gradient ``running`` to the start in place; return ``(before, dx, drecurrent)``."""
+    i, f, g, o, c = kept.chunk(5, -1)
     tanh = c.tanh()
     to_c = o * (1 - tanh * tanh)
     # What the gates before their non-linearity receive for a unit of dc, and o for a unit of dh.
@@ -136,7 +136,7 @@ def _gru_forward(
     begin = 0
     for n in sizes:
         now = slice(begin, begin + n)
-        r, z, new, recurrent_n, h_t = kept[:, now].split(D, -1)
+        r, z, new, recurrent_n, h_t = kept[:, now].chunk(5, -1)
         recurrent = torch.baddbmm(bias, h[:, :n], weight)
         torch.add(inputs[:, now, : 2 * D], recurrent[..., : 2 * D], out=kept[:, now, : 2 * D]).sigmoid_()
         recurrent_n.copy_(recurrent[..., 2 * D :])
@@ -150,8 +150,8 @@ def _gru_forward(
 def _gru_backward(
     kept: Tensor, grad: Tensor, weight: Tensor, start: Tensor, running: Tensor, steps: Steps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring the gradient of the state, ``running``, to the start in place; return ``(before, dinputs, drecurrent)``."""
-    r, z, new, recurrent_n, h = kept.split(grad.shape[-1], -1)
+    """Bring the state's gradient ``running`` to the start in place; return ``(before, dx, drecurrent)``."""
+    r, z, new, recurrent_n, h = kept.chunk(5, -1)
     before = _previous(start[:, 0], h, steps)
     # What each sum before its non-linearity receives for a unit of dh.
     by_n = (1 - z) * (1 - new * new)

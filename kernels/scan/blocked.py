@@ -1,9 +1,10 @@
 """A parallel prefix scan over time in plain PyTorch, for the rings (+, ×) and (max, +).
 
-Time is cut into runs of `RUN` tokens. All runs advance together, one token at a time; their totals are scanned in
-the same way, and what comes before a run is then added to each of its tokens. The work is linear in T, the number
-of PyTorch calls logarithmic. Nothing is divided and no logarithm taken, so any coefficient is exact: 0, negative,
-or above 1 (a product of coefficients that overflows is held at the largest finite number, lest 0 · ∞ appear).
+Time is cut into runs of `RUN` tokens. All runs advance together, one token at a time; their totals are
+scanned in the same way, and what comes before a run is then added to each of its tokens. The work is linear
+in T, the number of PyTorch calls logarithmic. Nothing is divided and no logarithm taken: any coefficient is
+exact: 0, negative, or above 1 (a product of coefficients that overflows is held at the largest finite number,
+lest 0 · ∞ appear).
 """
 
 from typing import Literal
@@ -45,7 +46,7 @@ def blocked_scan(ring: Ring, a: Tensor, b: Tensor, first: Tensor | None = None) 
 
 
 def _runs(ring: Ring, a: Tensor, b: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scan ``(B, N, C, D)`` along C: the states, the products of ``a`` so far, and whether a first was met."""
+    """Scan ``(B, N, C, D)`` along C: states, products of ``a`` so far, and whether a first was met."""
     h, products = torch.empty_like(b), torch.empty_like(a, memory_format=torch.contiguous_format)
     h[:, :, :1], products[:, :, :1] = b[:, :, :1], a[:, :, :1]
     for t in range(1, b.shape[2]):

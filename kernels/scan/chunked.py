@@ -1,4 +1,4 @@
-"""The vector scans in plain PyTorch, on any device; backward passes by hand, by the same scans run in reverse."""
+"""The vector scans in plain PyTorch, on any device; their backward passes are the same scans in reverse."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
 """The log-sum-exp scan by blocks of tokens: matrix products inside a block, a scan over the blocks.
 
-Every exponent is a score minus a running maximum that includes it, so none is above 0, and the maximum is kept
-apart from the sum: scores of ±10⁴ lose nothing. The state is a token of its own in front of each sequence, with
-score m and value [u, w] where a token has [1, v].
+Every exponent is a score minus a running maximum that includes it, so none is above 0, and the maximum is
+kept apart from the sum: scores of ±10⁴ lose nothing. The state is a token of its own in front of each
+sequence, with score m and value [u, w] where a token has [1, v].
 
 Letters: B batch, N blocks, C tokens of a block, H heads, V value channels.
 """
@@ -85,7 +85,8 @@ def _split(x: Tensor, fill: float) -> Tensor:
     extra = -x.shape[1] % BLOCK
     if extra:
         x = pad(x, (0, 0, 0, 0, 0, extra), value=fill)
-    return x.unflatten(1, (-1, BLOCK)).transpose(2, 3)
+    batch, length, heads, size = x.shape
+    return x.reshape(batch, length // BLOCK, BLOCK, heads, size).transpose(2, 3)
 
 
 def _join(x: Tensor, length: int) -> Tensor:

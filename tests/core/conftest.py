@@ -16,7 +16,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-grouped": ("attention", {"kv_heads": 1}),
     "deltanet-negative": ("deltanet", {"eigenvalue_range": (-1, 1), "conv": 0}),
     "gated_deltanet-negative": ("gated_deltanet", {"eigenvalue_range": (-1, 1), "expand_v": 2.0}),
-    "gla-conv": ("gla", {"conv": 3, "rotary": True, "expand_k": 1.0}),
+    "gla-conv": ("gla", {"conv": 3, "conv_value": False, "expand_k": 1.0}),
     "lru-small": ("lru", {"state_size": 5, "r_min": 0.5, "max_phase": 0.3}),
 }
 

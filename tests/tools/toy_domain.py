@@ -13,7 +13,9 @@ from mainstem.core.training import DomainModule, MetricInfo
 
 
 class ToyData(LightningDataModule):
-    def __init__(self, rows: int = 32, features: int = 4, batch_size: int = 8, path: str | None = None) -> None:
+    def __init__(
+        self, rows: int = 32, features: int = 4, batch_size: int = 8, path: str | None = None
+    ) -> None:
         super().__init__()
         if rows < 1:
             raise ValueError(f"rows={rows} must be at least 1")

@@ -1,0 +1,137 @@
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mainstem.kernels import attention
+
+H, HK, D, V = 4, 2, 8, 5
+
+# Batch, queries, keys, bounds of the queries, bounds of the keys.
+CASES: dict[str, tuple[int, int, int, list[int] | None, list[int] | None]] = {
+    "square": (2, 70, 70, None, None),
+    "more_keys": (2, 40, 70, None, None),
+    "more_queries": (2, 70, 40, None, None),
+    "one_query": (2, 1, 30, None, None),
+    "no_keys": (1, 5, 0, None, None),
+    "no_queries": (1, 0, 5, None, None),
+    "packed": (1, 70, 70, [0, 0, 1, 1, 30, 59, 70], None),
+    "packed_even": (1, 60, 60, [0, 20, 40, 60], None),
+    "packed_across": (1, 70, 80, [0, 0, 1, 30, 30, 59, 70], [0, 5, 5, 40, 45, 75, 80]),
+}
+
+
+def make(batch: int, queries: int, keys: int) -> dict[str, Any]:
+    shapes = {"q": (batch, queries, H, D), "k": (batch, keys, HK, D), "v": (batch, keys, HK, V)}
+    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 7, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_matches_the_reference(
+    against_reference: Callable[..., None], case: str, causal: bool, window: int | None, dtype: torch.dtype
+) -> None:
+    batch, queries, keys, bounds, bounds_k = CASES[case]
+    op = partial(
+        attention,
+        causal=causal,
+        window=window,
+        cu_seqlens=None if bounds is None else torch.tensor(bounds, dtype=torch.int32),
+        cu_seqlens_k=None if bounds_k is None else torch.tensor(bounds_k, dtype=torch.int32),
+    )
+    against_reference(op, make(batch, queries, keys), backend="chunked", dtype=dtype)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradcheck(causal: bool) -> None:
+    inputs = [x.requires_grad_() for x in make(1, 12, 12).values()]
+    op = partial(
+        attention, causal=causal, window=3, cu_seqlens=torch.tensor([0, 0, 5, 12]), backend="chunked"
+    )
+    assert torch.autograd.gradcheck(op, inputs, fast_mode=True)
+
+
+def test_a_cache_in_front_changes_nothing() -> None:
+    q, k, v = (x.float() for x in make(2, 600, 600).values())
+    whole = attention(q, k, v, causal=True)
+    torch.testing.assert_close(attention(q[:, 301:], k, v, causal=True), whole[:, 301:])
+    torch.testing.assert_close(attention(q[:, 599:], k, v, causal=True), whole[:, 599:])
+
+
+def test_a_window_makes_no_square_of_scores() -> None:
+    length = 40_000
+    q, k, v = torch.randn(1, length, 1, 8), torch.randn(1, length, 1, 8), torch.randn(1, length, 1, 8)
+    o = attention(q, k, v, causal=True, window=16)
+    part = slice(length - 40, None)
+    wanted = attention(q[:, part], k[:, part], v[:, part], causal=True, window=16, backend="reference")
+    torch.testing.assert_close(o[:, -20:], wanted[:, -20:])
+
+
+def test_large_scores_nan_and_repeatable_gradients() -> None:
+    q, k, v = (x.float() for x in make(1, 60, 60).values())
+    q = (1e4 * q).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    bounds = torch.tensor([0, 20, 60])
+    wanted = attention(q, k, v, causal=True, cu_seqlens=bounds, backend="reference")
+    gradients = []
+    for _ in range(2):
+        o = attention(q, k, v, causal=True, cu_seqlens=bounds)
+        gradients.append(torch.autograd.grad(o.square().sum(), q)[0])
+    torch.testing.assert_close(o, wanted, rtol=1e-3, atol=1e-3)
+    assert torch.equal(*gradients)
+    k[:, 30] = torch.nan
+    o = attention(q, k, v, causal=True, cu_seqlens=bounds)
+    assert o[:, :20].isfinite().all()
+    assert o[:, 30:].isnan().all()
+
+
+def test_auto_is_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attention(**make(1, 6, 6), causal=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+def test_graphs(through_graphs: Callable[..., None], packed: bool, window: int | None) -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+        return attention(q, k, v, causal=True, window=window, cu_seqlens=bounds if packed else None)
+
+    def inputs(length: int) -> tuple[Tensor, ...]:
+        q, k, v = (x.float() for x in make(1, length, length).values())
+        return q, k, v, torch.tensor([0, 3, 3, length])
+
+    through_graphs(op, inputs)
+
+
+def test_operator() -> None:
+    q, k, v = (x.float().requires_grad_() for x in make(1, 9, 9).values())
+    bounds = torch.tensor([0, 4, 9])
+    operator = torch.ops.mainstem.attention.default
+    torch.library.opcheck(operator, (q, k, v, True, 3, 0.3, bounds, bounds, "auto"))
+    torch.library.opcheck(operator, (q, k, v, False, None, 0.3, None, None, "chunked"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": torch.zeros(1, 4, 3, D), "v": torch.zeros(1, 4, 3, V)}, "heads of k must divide"),
+        ({"k": torch.zeros(1, 4, HK, D + 1)}, "k must be"),
+        ({"v": torch.zeros(1, 5, HK, V)}, "v must be"),
+        ({"v": torch.zeros(1, 4, HK, V).bfloat16()}, "one type"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"cu_seqlens_k": torch.tensor([0, 4])}, "needs cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0, 4]), "cu_seqlens_k": torch.tensor([0, 2, 4])}, "as many sequences"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, "rise from 0 to T=4"),
+        ({"backend": "cpu"}, "attention has no cpu backend"),
+    ],
+)
+def test_errors(change: dict[str, Any], message: str) -> None:
+    inputs = {name: x.float() for name, x in make(1, 4, 4).items()}
+    with pytest.raises(ValueError, match=message):
+        attention(**{**inputs, **change})
