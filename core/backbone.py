@@ -16,7 +16,7 @@ True
 """
 
 from dataclasses import asdict, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +132,16 @@ class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2
             x, cu_seqlens = pack(x, lengths)
         states = self._states(state)
         after = []
-        for block, before in zip(self.blocks, states):
+        for block, before in zip(self._blocks(), states):
             x, state_after = self._run(block, x, cu_seqlens, before, return_state)
             after.append(state_after)
         y: Tensor = self.norm(x)
         if lengths is not None and cu_seqlens is not None:
             y = unpack(y, cu_seqlens, padded_length)
         return (y, after) if return_state else y
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     def _states(self, state: BackboneState | None) -> list[State] | list[None]:
         if state is None:
@@ -148,13 +151,12 @@ class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2
         return state
 
     def _run(
-        self, block: nn.Module, x: Tensor, cu_seqlens: Tensor | None, state: State | None, return_state: bool
+        self, block: Block, x: Tensor, cu_seqlens: Tensor | None, state: State | None, return_state: bool
     ) -> tuple[Tensor, State]:
-        run: Any = block
         if self.config.checkpointing and self.training and torch.is_grad_enabled():
-            result = checkpoint(run, x, cu_seqlens, state, return_state, use_reentrant=False)
+            result = checkpoint(block, x, cu_seqlens, state, return_state, use_reentrant=False)
         else:
-            result = run(x, cu_seqlens, state, return_state)
+            result = block(x, cu_seqlens, state, return_state)
         y, after = result
         return y, after
 
@@ -163,7 +165,7 @@ class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2
     ) -> BackboneState:
         """State before the first token of ``batch`` sequences, where and as the parameters are by default."""
         self._check_causal()
-        return [block.mixer.init_state(batch, device, dtype) for block in self.blocks]
+        return [block.mixer.init_state(batch, device, dtype) for block in self._blocks()]
 
     def step(self, x: Tensor, state: BackboneState) -> tuple[Tensor, BackboneState]:
         """Take one token ``x`` (B, D) of each sequence: ``y`` (B, D) and the state after it.
@@ -175,7 +177,8 @@ class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2
         if x.ndim != 2 or x.shape[-1] != self.config.dim:
             raise ValueError(f"x must be (B, {self.config.dim}), got {tuple(x.shape)}")
         after = []
-        for block, before in zip(self.blocks, self._states(state)):
+        self._states(state)  # checks it
+        for block, before in zip(self._blocks(), state):
             x, state_after = block.step(x, before)
             after.append(state_after)
         y: Tensor = self.norm(x)
@@ -188,7 +191,7 @@ class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2
     def state_bytes(self, batch: int = 1, length: int = 0) -> int:
         """Bytes of the decoding state of ``batch`` sequences after ``length`` tokens."""
         self._check_causal()
-        return sum(block.mixer.state_bytes(batch, length) for block in self.blocks)
+        return sum(block.mixer.state_bytes(batch, length) for block in self._blocks())
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile every block in place (arguments of ``torch.compile``); ``state_dict`` keeps its keys."""

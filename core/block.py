@@ -98,4 +98,5 @@ class Block(nn.Module):
     def _mix_channels(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         if self.channel_norm is None:
             return x
-        return x + self.channel_branch(self.channel(self.channel_norm(x)), cu_seqlens)
+        y: Tensor = self.channel_branch(self.channel(self.channel_norm(x)), cu_seqlens)
+        return x + y

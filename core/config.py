@@ -88,7 +88,8 @@ class BackboneConfig:
         """Settings for ``mixer``."""
         accepted = MIXERS[mixer].options()
         shared = {name: value for name, value in self.options.items() if name in accepted}
-        return shared | self.options.get(mixer, {})
+        own: dict[str, Any] = self.options.get(mixer, {})
+        return shared | own
 
     def build(self) -> "Backbone":
         """Make the `Backbone`."""

@@ -50,7 +50,9 @@ class Pretrained(PyTorchModelHubMixin):
         except json.JSONDecodeError as error:
             raise ValueError(f"checkpoint {name!r}: {CONFIG} is damaged ({error})") from None
         except (OSError, HFValidationError):
-            raise ValueError(f"checkpoint {name!r} is no folder, and no repository that can be reached") from None
+            raise ValueError(
+                f"checkpoint {name!r} is no folder, and no repository that can be reached"
+            ) from None
 
     @classmethod
     def _from_pretrained(

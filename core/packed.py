@@ -78,7 +78,7 @@ def unpack(x: Tensor, cu_seqlens: Tensor, length: int | None = None) -> Tensor:
 
 def split(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
     """Cut ``x`` (1, N, …) into its sequences: a list of ``(T_i, …)``."""
-    return list(x[0].split(lengths_of(cu_seqlens).tolist()))
+    return list(torch.split(x[0], lengths_of(cu_seqlens).tolist()))
 
 
 def join(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

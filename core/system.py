@@ -43,7 +43,7 @@ class System:
         return o if self.D is None else o + self.D.to(exact)[..., None] * u
 
     def transition(self, begin: int, end: int) -> Tensor:
-        """Give ``A_{end-1} … A_{begin}`` (B, H, N, N): what is left at ``end`` of the state before ``begin``."""
+        """Give ``A_{end-1} … A_{begin}`` (B, H, N, N): what ``end`` keeps of the state before ``begin``."""
         A = self.A.diag_embed() if self.diagonal else self.A
         product = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape[0], *A.shape[2:])
         for A_t in A[:, begin:end].unbind(1):

@@ -38,7 +38,8 @@ def check_decay(decay: Tensor | None, q: Tensor, *, per_head: bool) -> None:
     if per_head:
         accepted.append(q.shape[2:3])
         names = "(H,), (B, T, H) or (B, T, H, K)"
-    if decay.shape not in accepted:
+    # Comparing shapes of different rank would tie a dynamic batch to the number of heads.
+    if not any(decay.ndim == len(shape) and decay.shape == shape for shape in accepted):
         raise ValueError(f"decay must be {names} with the sizes of q {_shape(q)}, got {_shape(decay)}")
     if not decay.dtype.is_floating_point:
         raise ValueError(f"decay must be floating point, got {decay.dtype}")

@@ -27,20 +27,27 @@ BYTES = 64
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile with Numba, releasing the GIL, and keep the machine code on disk where that is possible."""
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a part of a kernel, which only other compiled functions call."""
+    return numba.njit(
+        fastmath=FASTMATH, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
+
+
+def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compile what Python calls, releasing the GIL, and keep the machine code on disk where that is possible."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        settings = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, **options}
+        settings = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "parallel": parallel}
         try:
-            kernel = numba.njit(cache=True, **settings)(function)
+            compiled = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no directory that Numba could write its cache to
             return numba.njit(**settings)(function)
         # Numba looks only at the file of the kernel itself; a change in a file it calls would go unnoticed.
-        cache_file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+        cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
         if cache_file is not None:
             cache_file._source_stamp = _source_stamp()
-        return kernel
+        return compiled
 
     return decorate
 
@@ -71,7 +78,8 @@ class Launcher:
         if not self.announced:
             self.announced = True
             logging.getLogger("mainstem").info(
-                "preparing %s: compiled in some seconds at the first use, then read from Numba's cache", self.name
+                "preparing %s: compiled in some seconds at the first use, then read from Numba's cache",
+                self.name,
             )
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, tasks)
         if threads <= 1:
@@ -123,9 +131,7 @@ def load(typingctx, array, index):
     def codegen(context, builder, signature, args):
         dtype = signature.args[0].dtype
         address = _address(context, builder, signature.args[0], *args)
-        return builder.load(
-            builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8
-        )
+        return builder.load(builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8)
 
     return Vector(array.dtype)(array, types.intp), codegen
 
@@ -137,9 +143,7 @@ def store(typingctx, array, index, value):
     def codegen(context, builder, signature, args):
         dtype = signature.args[0].dtype
         address = _address(context, builder, signature.args[0], *args[:2])
-        builder.store(
-            args[2], builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8
-        )
+        builder.store(args[2], builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen

@@ -44,20 +44,20 @@ def sequence_table(cu_seqlens: Tensor | None, batch: int, length: int, reverse: 
     return np.array(table, dtype=np.int64).reshape(-1, 4)
 
 
-@jit()
+@jit
 def padded(size, array):
     """Round ``size`` up to whole vectors of the type of ``array``."""
     lanes = BYTES // array.itemsize
     return (size + lanes - 1) // lanes * lanes
 
 
-@jit()
+@jit
 def blank(size, array):
     """Zeros of the type of ``array``."""
     return np.zeros(size, array.dtype)
 
 
-@jit()
+@jit
 def gather(block, width, x, row, head, start, step, p, n, factor):
     """Copy ``factor · x`` of positions p … p+3 into ``block``; zeros beyond n."""
     _, T, H, size = x.shape
@@ -77,7 +77,7 @@ def gather(block, width, x, row, head, start, step, p, n, factor):
                 store(block, to + i, zeros(x))
 
 
-@jit()
+@jit
 def gather_decay(block, width, a, row, head, start, step, p, n, count):
     """Copy the decays of positions p … p+count−1 into ``block``; ones outside 0 … n−1."""
     _, T, H, size = a.shape
@@ -98,7 +98,7 @@ def gather_decay(block, width, a, row, head, start, step, p, n, count):
                 store(block, to + i, factor)
 
 
-@jit()
+@jit
 def scatter(x, row, head, start, step, p, n, block, width):
     """Copy ``block`` to positions p … p+3 of ``x``."""
     _, T, H, size = x.shape
@@ -112,7 +112,7 @@ def scatter(x, row, head, start, step, p, n, block, width):
             x[row, t, head, i] = block[m * width + i]
 
 
-@jit()
+@jit
 def load_state(S, state, transposed):
     """Copy ``state (K, V)`` into tiles of one vector: rows K and lanes V, or the other way round."""
     lanes = BYTES // S.itemsize
@@ -126,7 +126,7 @@ def load_state(S, state, transposed):
                 S[j // lanes * lanes * K + i * lanes + j % lanes] = state[i, j]
 
 
-@jit()
+@jit
 def save_state(state, S):
     """Copy tiles with rows K and lanes V into ``state (K, V)``."""
     lanes = BYTES // S.itemsize
@@ -136,7 +136,7 @@ def save_state(state, S):
             state[i, j] = S[j // lanes * lanes * K + i * lanes + j % lanes]
 
 
-@jit()
+@jit
 def overlap(carry, S, state):
     """Sum ``S ∘ state`` over V into ``carry (K,)``; S has rows V and lanes K."""
     lanes = BYTES // S.itemsize
@@ -148,7 +148,7 @@ def overlap(carry, S, state):
         carry[i] = sum_
 
 
-@jit()
+@jit
 def products(P, x, y, width):
     """Write the lower triangle of ``x yᵀ`` of two blocks: P[0…3] diagonal, then 10, 20, 21, 30, 31, 32."""
     p00 = p11 = p22 = p33 = p10 = p20 = p21 = p30 = p31 = p32 = zeros(x)
@@ -161,7 +161,7 @@ def products(P, x, y, width):
     _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32)
 
 
-@jit()
+@jit
 def fold_decay_rows(P, q, k, a, A, width):
     """Put the decays of a group into its queries and keys, in place.
 
@@ -189,7 +189,7 @@ def fold_decay_rows(P, q, k, a, A, width):
     _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32)
 
 
-@jit()
+@jit
 def store_rows(block, i, width, x0, x1, x2, x3):
     """Write one vector to each row of ``block``."""
     store(block, i, x0)
@@ -198,14 +198,14 @@ def store_rows(block, i, width, x0, x1, x2, x3):
     store(block, 3 * width + i, x3)
 
 
-@jit()
+@jit
 def _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32):
     P[0], P[1], P[2], P[3] = total(p00), total(p11), total(p22), total(p33)
     P[4], P[5], P[6] = total(p10), total(p20), total(p21)
     P[7], P[8], P[9] = total(p30), total(p31), total(p32)
 
 
-@jit()
+@jit
 def fold_decay_rows_twice(P, M, q, k, ahead, a, A, width):
     """Do what `fold_decay_rows` does with two queries: q, and the keys themselves.
 
@@ -229,7 +229,7 @@ def fold_decay_rows_twice(P, M, q, k, ahead, a, A, width):
     fold_decay_rows(P, q, k, a, A, width)
 
 
-@jit()
+@jit
 def copy_block(to, block):
     """Copy a whole block."""
     for i in range(0, block.size, BYTES // block.itemsize):

@@ -1,4 +1,4 @@
-"""What `mainstem fit|validate|test|predict` understands beyond LightningCLI: packaged configs, --run and --output."""
+"""What the training commands understand beyond LightningCLI: packaged configs, --run and --output."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,12 @@ def _from_run(command: str, run: Path, rest: list[str]) -> list[str]:
         if not checkpoint.is_file() and command == "fit" and given is None:
             checkpoint = None  # it was killed in its first epoch, which the same config and seed repeat
         elif not checkpoint.is_file():
-            raise UserError(f"the run has no {checkpoint} yet; `mainstem fit --run {run}` continues it")
+            raise UserError(f"the run has no {checkpoint}{_instead(run)}")
     trained = ["--ckpt_path", str(checkpoint)] if checkpoint is not None else []
     return ["-c", str(runs.config(run)), *trained, *rest]
+
+
+def _instead(run: Path) -> str:
+    if runs.checkpoint(run, "last").is_file():
+        return ": it trained without validation; `--ckpt_path last` takes the last one"
+    return f" yet; `mainstem fit --run {run}` continues it"

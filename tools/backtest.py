@@ -1,4 +1,4 @@
-"""`mainstem backtest`: errors of a run over a rolling origin through the test rows, with or without refitting."""
+"""`mainstem backtest`: errors of a run over a rolling origin in the test rows, with or without refitting."""
 
 import argparse
 import os

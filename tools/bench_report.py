@@ -182,7 +182,7 @@ def _draw_panel(panel: Axes, name: str, timed: Sequence[tuple[tuple[str, str, st
         peer = backend == "torch SDPA"
         if operation != name and not peer:
             continue
-        points = [(row.length, row.both_ms or row.forward_ms) for row in group if row.forward_ms]
+        points = [(row.length, row.both_ms if both else row.forward_ms) for row in group if row.forward_ms]
         panel.plot(
             *zip(*points),
             BACKEND_STYLES[backend],
@@ -199,4 +199,5 @@ def _draw_panel(panel: Axes, name: str, timed: Sequence[tuple[tuple[str, str, st
     panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=7, handlelength=3.2, numpoints=2)
+    if panel.has_data():
+        panel.legend(fontsize=7, handlelength=3.2, numpoints=2)

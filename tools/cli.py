@@ -59,8 +59,13 @@ def unknown(word: str) -> str:
 
 def guarded(command: str, arguments: list[str]) -> int:
     """Run a command with a user's mistake told in one sentence; a bug keeps its traceback."""
-    from . import errors
+    from . import errors, help
 
+    if COMMANDS[command][0] == "train":
+        if {"-h", "--help"} & set(arguments):
+            print(help.text(command), end="")
+            return 0
+        arguments = ["--help" if argument == help.ALL else argument for argument in arguments]
     try:
         module = import_module(f"{__package__}.{COMMANDS[command][0]}")
         words = [command, *arguments] if COMMANDS[command][0] == "train" else arguments

@@ -1,4 +1,4 @@
-"""What is the user's to mend, and is told in one sentence; everything else is a bug and keeps its traceback."""
+"""What is the user's to mend is told in one sentence; everything else is a bug and keeps its traceback."""
 
 import re
 

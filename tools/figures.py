@@ -169,7 +169,9 @@ def _scatter(
         )
         panel.annotate(row.mixer, (x, found.mean), xytext=(8, 5), textcoords="offset points", fontsize=9)
     xs = [x for _, x in points]
+    panel.margins(x=0.25, y=0.2)
     if min(xs) > 0 and max(xs) > 8 * min(xs):
         panel.set_xscale("log")
-    panel.margins(x=0.25, y=0.2)
+    else:
+        panel.set_xlim(left=0)
     panel.grid(alpha=0.25)

@@ -102,10 +102,9 @@ def html(summary: Summary, comparison: "Comparison", command: str) -> str:
         title=f"{first.domain.capitalize()}: {', '.join(row.mixer for row in summary.rows)}",
         lead=f"{', '.join(comparison.configs)} · {seeds} seed{'s' if seeds > 1 else ''} a mixer · "
         f"{first.parameters:,} parameters ± {TOLERANCE:.0%} · {first.machine.get('device', '')}",
-        verdicts=[verdict.text for verdict in summary.verdicts],
+        statements=summary.statements,
         noise=NOISE,
-        heads=[{"name": name, "note": note} for name, note in columns(summary)],
-        rows=_html_rows(summary),
+        tables=_html_tables(summary),
         notes=notes(summary),
         figures=[{"svg": svg, "caption": caption} for svg, caption in figures.draw(summary)],
         pictures=list(_pictures(summary, comparison.folder)),
@@ -137,20 +136,26 @@ def notes(summary: Summary) -> list[str]:
     return found
 
 
-def _html_rows(summary: Summary) -> list[dict[str, Any]]:
+def _html_tables(summary: Summary) -> list[dict[str, Any]]:
+    """Return the two tables of the page: how good the mixers are, with the baselines, and what they cost."""
+    split = 1 + len(summary.metrics)
+    heads = [{"name": name, "note": note} for name, note in columns(summary)]
     colour = figures.colours([row.mixer for row in summary.rows])
-    metrics = list(summary.metrics)
-    lines: list[dict[str, Any]] = []
+    quality, cost = [], []
     for row in summary.rows:
-        best = [False, *(summary.wins(row.mixer, metric) for metric in metrics)]
         texts = cells(row, summary)
-        best += [False] * (len(texts) - len(best))
-        found = [{"text": text, "best": wins} for text, wins in zip(texts, best)]
-        lines.append({"kind": "", "colour": colour[row.mixer], "cells": found})
+        best = [False, *(summary.wins(row.mixer, metric) for metric in summary.metrics)]
+        values = [{"text": text, "best": wins} for text, wins in zip(texts, best)]
+        quality.append({"kind": "", "colour": colour[row.mixer], "cells": values})
+        values = [{"text": text, "best": False} for text in (texts[0], *texts[split:])]
+        cost.append({"kind": "", "colour": colour[row.mixer], "cells": values})
     for number, name in enumerate(summary.baselines):
-        found = [{"text": text, "best": False} for text in baseline_cells(name, summary)]
-        lines.append({"kind": "baseline" if number else "baseline first", "colour": "", "cells": found})
-    return lines
+        values = [{"text": text, "best": False} for text in baseline_cells(name, summary)[:split]]
+        quality.append({"kind": "baseline" if number else "baseline first", "colour": "", "cells": values})
+    return [
+        {"heads": heads[:split], "rows": quality},
+        {"heads": [heads[0], *heads[split:]], "rows": cost},
+    ]
 
 
 def _pictures(summary: Summary, folder: Path) -> Sequence[Mapping[str, str]]:
@@ -193,8 +198,8 @@ def show(results: Mapping[str, Sequence[Result]]) -> Summary:
     wide = console if console.is_terminal else Console(width=140)
     for table in tables(summary):
         wide.print(table)
-    for verdict in summary.verdicts:
-        console.print(verdict.text, markup=False)
+    for statement in summary.statements:
+        console.print(statement, markup=False)
     for note in notes(summary)[1:]:
         console.print(note, markup=False)
     return summary

@@ -1,4 +1,7 @@
-"""The folder of a run: ``runs/<domain>/<n>/{config.yaml, metrics.csv, checkpoints/{best,last}.ckpt, metrics.json}``."""
+"""The folder of a run: ``runs/<domain>/<n>/``.
+
+It holds config.yaml, metrics.csv, checkpoints/{best,last}.ckpt and, once it was tested, metrics.json.
+"""
 
 import json
 import os
@@ -66,7 +69,7 @@ def checkpoint(directory: Path, which: str) -> Path:
 
 
 def discard(directory: Path) -> None:
-    """Remove the folder of a run that failed before it had a checkpoint, and the parents that this leaves empty."""
+    """Remove the folder of a run without a checkpoint, and the parents that this leaves empty."""
     if any(directory.glob("checkpoints/*.ckpt")):
         return
     shutil.rmtree(directory, ignore_errors=True)
@@ -86,7 +89,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def staging(directory: Path) -> Iterator[Path]:
-    """Give a temporary folder whose files move to ``directory`` if the block succeeds, and vanish if it fails."""
+    """Temporary folder whose files move to ``directory`` if the block succeeds, and vanish if it fails."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as name:
         stage = Path(name)

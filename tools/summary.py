@@ -99,6 +99,16 @@ class Summary:
     baselines: dict[str, dict[str, Values]]
     verdicts: tuple[Verdict, ...]
 
+    @property
+    def statements(self) -> list[str]:
+        """What may be said: of the first metric in full, of the others where there is a winner."""
+        told = [verdict for number, verdict in enumerate(self.verdicts) if number == 0 or verdict.winner]
+        rest = [verdict.metric for verdict in self.verdicts if verdict not in told]
+        texts = [verdict.text for verdict in told]
+        if rest and len(self.rows) > 1:
+            texts.append(f"No mixer is best beyond seed noise in {', '.join(rest)}.")
+        return texts
+
     def wins(self, mixer: str, metric: str) -> bool:
         """Whether ``mixer`` is best in ``metric`` by more than seed noise."""
         return any(verdict.winner == mixer and verdict.metric == metric for verdict in self.verdicts)

@@ -25,10 +25,11 @@ def split(results: Mapping[str, Any], stage: str) -> tuple[dict[str, float], dic
 def metric_table(
     module: type[DomainModule], metrics: dict[str, float], baselines: dict[str, dict[str, float]]
 ) -> Table:
-    """A row a metric: the model, each baseline, the unit and the better direction; the best of a row is bold."""
+    """A row a metric: the model, each baseline, the better direction, the unit; the best of a row is bold."""
     columns = {"model": metrics, **baselines}
-    table = Table("metric", *columns, "better", "unit", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table = Table("metric", *columns, "better", "unit", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for column in table.columns[1 : 1 + len(columns)]:
         column.justify = "right"
     listed = [name for name in module.summary_metrics if any(name in column for column in columns.values())]

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config["ckpt_path"] = None
         partial = target.with_name(f".{target.name}.partial")
-        self.parser.save(config, partial, skip_none=False, overwrite=True)
+        self.parser.save(config, partial, skip_unset=False, overwrite=True)
         os.replace(partial, target)
 
 
@@ -122,7 +123,7 @@ class MainstemCLI(LightningCLI):
         return checkpoint
 
     def restore(self) -> None:
-        """Give the model the checkpoint's weights and the data what it was trained with, outside a trainer."""
+        """Load the checkpoint into the model and the data, outside a trainer."""
         assert self.checkpoint is not None
         state = self.checkpoint.get(type(self.datamodule).__qualname__)
         if state is not None:
@@ -170,6 +171,7 @@ class MainstemCLI(LightningCLI):
         except SystemExit as error:
             if not self.trainer.interrupted:
                 raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
             raise Interrupted(self._how_to_resume()) from error
         except RuntimeError as error:
             if "Error(s) in loading state_dict" not in str(error):
@@ -279,7 +281,7 @@ def run(argv: list[str]) -> MainstemCLI:
 
 
 def load(argv: list[str]) -> MainstemCLI:
-    """Make the model, the data and the trainer of a command without running it; the checkpoint's weights are loaded.
+    """Make the model, the data and the trainer of a command, load its checkpoint, and run nothing.
 
     Raises:
         UserError: as `run`.

@@ -60,8 +60,8 @@ class AarenMixer(Mixer):
     def system(self, x: Tensor) -> System:
         """Give A, B, C, u with N = 1: ``A_t = e^{z_{t-1} − z_t}``, ``B_t = e^{s_t − z_t}``, z the log-sum."""
         score, v = self._terms(x)
-        total = logcumsumexp(score)
-        entering = previous(total, torch.full_like(total[:, :1], -math.inf).flatten(1))
+        total, _ = logcumsumexp(score, return_final_state=True)
+        entering = previous(total, torch.full_like(score[:, 0], -math.inf))
         A, B = (entering - total).exp(), (score - total).exp()
         return System(A[..., None], B[..., None], torch.ones_like(B)[..., None], v)
 

@@ -84,9 +84,16 @@ class AttentionMixer(Mixer):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, p: Pass, cu_q: Tensor | None, cu_k: Tensor | None
     ) -> Tensor:
-        bounds = {"cu_seqlens": cu_q, "cu_seqlens_k": cu_k}
-        backend = p.backends.get("attention", "auto")
-        return attention(q, k, v, causal=self.causal, window=self.window, **bounds, backend=backend)
+        return attention(
+            q,
+            k,
+            v,
+            causal=self.causal,
+            window=self.window,
+            cu_seqlens=cu_q,
+            cu_seqlens_k=cu_k,
+            backend=p.backends.get("attention", "auto"),
+        )
 
     def _attend_ragged(self, q: Tensor, k: Tensor, v: Tensor, p: Pass, state: State) -> tuple[Tensor, State]:
         """Attend with caches or new tokens that differ in length, by packing them end to end."""

@@ -149,9 +149,10 @@ class ShortConvolution(nn.Module):
         if p.one_token and state is not None:
             y, after = short_convolution_step(x[:, 0], self.weight, self.bias, state, activation="silu")
             return y.unsqueeze(1), after
-        return short_convolution(
+        y, after = short_convolution(
             x, self.weight, self.bias, activation="silu", initial_state=state, **p.keywords("conv")
         )
+        return y, after
 
 
 def pick(state: Mapping[str, Tensor] | None, name: str) -> Tensor | None:

@@ -5,6 +5,7 @@ A `LinearRow` says how each part is made; `ROWS` holds the published choices, an
 overridden by an option.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -62,8 +63,8 @@ class LinearRow:
         if self.skip and self.normaliser != "none":
             raise ValueError(f"skip=True and normaliser={self.normaliser!r} exclude each other")
         if self.rotary and self.decay in ("low_rank", "lower_bound", "running_sum"):
-            # Rotations turn channels into each other, so only channels with one decay depend on distance alone.
-            raise ValueError(f"rotary=True needs one decay a head, and decay={self.decay!r} has one a channel")
+            # Rotation mixes channels: only where they share a decay do products depend on distance alone.
+            raise ValueError(f"rotary=True needs one decay a head, not decay={self.decay!r}")
 
 
 ROWS: dict[str, LinearRow] = {
@@ -105,7 +106,11 @@ ROWS: dict[str, LinearRow] = {
     "lightnet": LinearRow(decay="running_sum", feature_map="silu", norm="rms_all", gate="swish"),
 }
 
-FEATURE_MAPS = {"identity": nn.Identity(), "elu": lambda x: F.elu(x) + 1, "silu": F.silu}
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "elu": lambda x: F.elu(x) + 1,
+    "silu": F.silu,
+}
 EPS = 1e-6
 
 
@@ -160,7 +165,8 @@ class LinearMixer(Mixer):
         terms = self._terms(x, p, state)
         before = pick(state, "memory")
         if p.one_token and before is not None:
-            q, k, v, g = (t if t is None or t.ndim == 1 else t.squeeze(1) for t in terms[:4])
+            q, k, v = (t.squeeze(1) for t in terms[:3])
+            g = terms.decay if terms.decay is None or terms.decay.ndim == 1 else terms.decay.squeeze(1)
             o, memory = linear_recurrence_step(q, k, v, g, before, scale=self.scale)
             o = o.unsqueeze(1)
         else:

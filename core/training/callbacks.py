@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 class EpochSeed(Callback):
     """Seed every random generator from (seed, epoch, rank) when an epoch starts.
 
-    A resumed run then shuffles and drops out as the uninterrupted one did, with no generator state in the checkpoint.
+    A resumed run then shuffles and drops out as the uninterrupted one did, without the states of the
+    generators in the checkpoint.
     """
 
     def __init__(self, seed: int) -> None:
@@ -34,7 +35,7 @@ class EpochSeed(Callback):
 class UntrainedCandidate(Callback):
     """Validate before the first step, and let the model as it stands compete for the best checkpoint.
 
-    A model whose closed-form part is already good may only get worse by training; early stopping then starts from
+    A model whose closed-form part is already good may only get worse by training; early stopping starts from
     that value too.
     """
 

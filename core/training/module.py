@@ -14,7 +14,7 @@ MetricInfo = tuple[Literal["lower", "higher"], str]
 
 
 class DomainModule(LightningModule, ABC):
-    """What every domain shares: a backbone, its optimizer and schedule, checkpoints, and how results are told.
+    """What every domain shares: a backbone, its optimizer and schedule, checkpoints, how results are named.
 
     A metric is logged as ``<stage>/<metric>`` (``val/mse``, ``test/mse``), and a baseline's as
     ``<stage>/<baseline>/<metric>`` (``test/seasonal naive/mse``): the tables are made from these names.
@@ -73,7 +73,7 @@ class DomainModule(LightningModule, ABC):
     def write_predictions(
         self, outputs: list[Any], datamodule: LightningDataModule, directory: Path
     ) -> list[Path]:
-        """Write what ``predict_step`` returned, batch by batch, as files in ``directory``; return their paths."""
+        """Write what ``predict_step`` returned for each batch into ``directory``; return the files."""
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the decayed and the other parameters, and its schedule if there is one."""

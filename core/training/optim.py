@@ -28,7 +28,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> li
 def warmup_schedule(
     optimizer: Optimizer, schedule: Schedule, warmup_steps: int, total_steps: float
 ) -> LambdaLR:
-    """Rise linearly over ``warmup_steps``, then stay constant or fall as half a cosine to zero at ``total_steps``.
+    """Rise linearly over ``warmup_steps``, then stay, or fall as half a cosine to zero at ``total_steps``.
 
     Raises:
         ValueError: a cosine over a training of unknown length.

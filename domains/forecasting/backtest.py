@@ -1,4 +1,4 @@
-"""Rolling-origin backtest: forecasts from every cutoff of the test rows, with the model refitted as time goes on."""
+"""Rolling-origin backtest: forecasts from every cutoff of the test rows, refitted on the way if so wished."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _BATCH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Backtest:
-    """A row a cutoff with the errors of the model and of each baseline, and their means and spread over cutoffs."""
+    """The errors at each cutoff, model and baselines side by side, and their mean and spread over cutoffs."""
 
     cutoffs: pd.DataFrame
     summary: pd.DataFrame
@@ -40,8 +40,8 @@ def backtest(
     Args:
         forecaster: a fitted one; it is left as it is.
         data: its data.
-        refit_every: cutoffs between refits of the ridge on all windows that end before the cutoff; None never refits.
-            Calendar column and shrinkage stay as they were chosen.
+        refit_every: cutoffs between refits of the ridge on all windows that end before the cutoff; None never
+            refits. Calendar column and shrinkage stay as they were chosen.
         residual_epochs: passes of training that the residual gets at each refit; 0 keeps it.
         stride: rows from one cutoff to the next.
 
@@ -73,7 +73,8 @@ def backtest(
         if refitter is not None:
             refitter.refit([origin + L for origin in origins])
         parts += [
-            _errors(forecaster, network, data, windows.__getitems__(chunk)) for chunk in indices.split(_BATCH)
+            _errors(forecaster, network, data, windows.__getitems__(chunk))
+            for chunk in torch.split(indices, _BATCH)
         ]
     cutoffs = pd.concat(parts, ignore_index=True)
     return Backtest(cutoffs=cutoffs, summary=summarise(cutoffs))
@@ -82,7 +83,7 @@ def backtest(
 def summarise(cutoffs: pd.DataFrame) -> pd.DataFrame:
     """Mean over all observed targets, and standard deviation and worst over cutoffs; a row a forecast."""
     rows = []
-    for name in dict.fromkeys(column.partition("/")[0] for column in cutoffs if "/" in str(column)):
+    for name in dict.fromkeys(name.partition("/")[0] for name in map(str, cutoffs) if "/" in name):
         row: dict[str, object] = {"forecast": name}
         for metric in ("mse", "mae", "mae_original"):
             values = cutoffs[f"{name}/{metric}"]
@@ -138,12 +139,13 @@ class Refitter:
         optimizer = self.forecaster.optimizer(parameter_groups(self.network.named_parameters()))
         self.network.train()
         for _ in range(self.residual_epochs):
-            for indices in torch.randperm(len(windows)).split(128):
+            for indices in torch.split(torch.randperm(len(windows)), 128):
                 batch = self.forecaster.known_items(windows.__getitems__(indices))
                 loss = self.network.head.loss(self.network(batch), batch["future_values"])
                 observed = batch["future_observed"]
                 optimizer.zero_grad()
-                (torch.where(observed, loss, 0).sum() / observed.sum().clamp_min(1)).backward()
+                mean = torch.where(observed, loss, 0).sum() / observed.sum().clamp_min(1)
+                mean.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         self.network.eval()
 
@@ -162,7 +164,7 @@ class _Known:
 
 
 def _stretches(starts: Sequence[range], every: int | None) -> Iterator[tuple[Tensor, list[int]]]:
-    """Indices of the windows between two refits, and each series' first row of the first window among them."""
+    """Indices of the windows between two refits, and the first row of each series' first one."""
     counts = [len(rows) for rows in starts]
     every = every or max(counts)
     offsets = [sum(counts[:i]) for i in range(len(counts))]

@@ -12,7 +12,7 @@ from .windows import SeriesTable
 
 
 def last_value(batch: Batch, horizon: int) -> Tensor:
-    """The last observed value of every channel, repeated; 0, the training mean, if nothing was observed. (B, H, C)."""
+    """The last observed value of every channel, (B, H, C); 0, the training mean, if nothing was observed."""
     value, _ = last_observed(batch["past_values"], batch["past_observed"])
     return value[:, None].expand(-1, horizon, -1)
 
@@ -67,7 +67,7 @@ def history(table: SeriesTable, batch: Batch, rows: int) -> Batch:
 
 
 def season_length(frequency: str | float | None) -> int | None:
-    """Rows in the season that goes with a spacing: a day, for daily rows a week, otherwise a year; None if unknown."""
+    """Rows in a season: a day, for daily rows a week, for coarser ones a year; None where unknown."""
     if not isinstance(frequency, str):
         return None
     offset = to_offset(frequency)

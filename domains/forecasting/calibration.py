@@ -14,10 +14,11 @@ _TYPICAL_SHARE = 0.5
 class ConformalCalibration(nn.Module):
     r"""Moves every quantile so that it covers at its level: $q_\tau + \sigma\,\delta_{\tau,h,c}$.
 
-    δ is the ⌈(n + 1) τ⌉-th smallest (below the median the ⌊(n + 1) τ⌋-th) of the n scores (y − q_τ) / σ of the
-    calibration windows, for every horizon step and channel; σ is the standard deviation of the window plus half of its
-    mean over the calibration windows. For exchangeable windows P(y ≤ q_τ + σ δ) ≥ τ above the median, and ≤ τ below it. The median stays where it is. Romano, Patterson &
-    Candès 2019, "Conformalized Quantile Regression".
+    δ is the ⌈(n + 1) τ⌉-th smallest (below the median the ⌊(n + 1) τ⌋-th) of the n scores (y − q_τ) / σ
+    of the validation windows, for every horizon step and channel; σ is the standard deviation of the window
+    plus half of its mean over those windows. For exchangeable windows P(y ≤ q_τ + σ δ) ≥ τ above the
+    median, and ≤ τ below it. The median stays where it is. Romano, Patterson & Candès 2019, "Conformalized
+    Quantile Regression".
 
     Args:
         levels: τ in rising order.
@@ -40,7 +41,7 @@ class ConformalCalibration(nn.Module):
 
     @torch.no_grad()
     def fit(self, quantiles: Tensor, target: Tensor, observed: Tensor, sd: Tensor) -> None:
-        """Fit on windows: quantiles (N, H, C, Q), target and observed (N, H, C), their standard deviation (N, 1, C)."""
+        """Fit: quantiles (N, H, C, Q), target and observed (N, H, C), sd (N, 1, C) of the windows."""
         self.typical = sd.mean((0, 1)).to(self.typical)
         scale = self._scale(sd)
         count = observed.sum(0)
@@ -58,13 +59,13 @@ class ConformalCalibration(nn.Module):
         needed = max(1 / min(level, 1 - level) for level in self.levels) - 1
         if int(count.min()) < needed:
             warnings.warn(
-                f"calibration: {int(count.min())} validation windows are too few for the outermost quantile level, "
+                f"calibration: {int(count.min())} validation windows are too few for the outermost quantile, "
                 f"which needs {needed:.0f}; its coverage is not guaranteed",
                 stacklevel=2,
             )
 
     def forward(self, quantiles: Tensor, sd: Tensor) -> Tensor:
-        """Calibrated quantiles (B, H, C, Q), never crossing; sd (B, 1, C) is the windows' standard deviation."""
+        """Calibrated quantiles (B, H, C, Q), never crossing; sd (B, 1, C) of the windows."""
         if not self.fitted:
             return quantiles
         if self.shift.shape[-1] != quantiles.shape[2]:

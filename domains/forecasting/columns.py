@@ -114,7 +114,11 @@ def _reads_as_dates(column: pd.Series) -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return bool(pd.to_datetime(head, errors="coerce", utc=True).notna().all())
+        warnings.filterwarnings("error", message="Could not infer format")
+        try:
+            return bool(pd.to_datetime(head, errors="coerce", utc=True).notna().all())
+        except UserWarning:
+            return False
 
 
 def _check_names(frame: pd.DataFrame, names: Sequence[str]) -> None:

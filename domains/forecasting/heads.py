@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal, StudentT
+from torch.distributions import StudentT
 from torch.nn import functional as F
 
 from .metrics import crps_normal, crps_quantiles, crps_student_t, pinball, student_t_quantile
@@ -20,10 +20,10 @@ _SOFTPLUS_INVERSE_OF_1 = math.log(math.e - 1)
 
 
 class Head(nn.Module, ABC):
-    """Turns raw outputs into a forecast: location + scale · (what the network adds), zero outputs giving the location.
+    """Turns raw outputs into a forecast: location + scale · (what the network adds).
 
-    `forward` maps raw (B, H, C, P), location (B, H, C) and scale (B, H, C) to the parameters (B, H, C, R) of the
-    forecast that the other methods read. `levels` are the quantile levels, in rising order.
+    Outputs of zero give the location. `forward` maps raw (B, H, C, P), location and scale (B, H, C) to the
+    parameters (B, H, C, R) that the other methods read. `levels` are the quantile levels, in rising order.
     """
 
     num_outputs: int
@@ -97,7 +97,7 @@ class QuantileHead(Head):
         self.num_outputs = len(self.levels)
         self.middle = int((self.levels == 0.5).nonzero())
         # Zero outputs give the quantiles of a normal distribution.
-        widths = torch.diff(Normal(0.0, 1.0).icdf(self.levels.double())).float()
+        widths = torch.diff(_normal_quantile(self.levels.double())).float()
         self.register_buffer("bias", torch.log(torch.expm1(widths)), persistent=False)
 
     bias: Tensor
@@ -139,19 +139,21 @@ class GaussianHead(Head):
 
     def loss(self, forecast: Tensor, target: Tensor) -> Tensor:
         """Loss of every step, (B, H, C)."""
-        return -Normal(*forecast.unbind(-1)).log_prob(target)
+        mean, scale = forecast.unbind(-1)
+        variance = scale.square()
+        return F.gaussian_nll_loss(mean, target, variance, full=True, reduction="none", eps=_MIN_SCALE**2)
 
     def crps(self, forecast: Tensor, target: Tensor) -> Tensor:
         """Continuous ranked probability score of every step, (B, H, C)."""
-        return crps_normal(*forecast.unbind(-1), target)
+        return crps_normal(forecast[..., 0], forecast[..., 1], target)
 
     def quantiles(self, forecast: Tensor) -> Tensor:
         """The quantiles at `levels`, (B, H, C, Q)."""
-        return forecast[..., :1] + forecast[..., 1:] * Normal(0.0, 1.0).icdf(self.levels.to(forecast))
+        return forecast[..., :1] + forecast[..., 1:] * _normal_quantile(self.levels.to(forecast))
 
 
 class StudentTHead(Head):
-    """Student t with more than two degrees of freedom, by maximum likelihood: heavy tails, finite variance."""
+    """Student t of more than two degrees of freedom (heavy tails, finite variance), by maximum likelihood."""
 
     num_outputs = 3
 
@@ -164,7 +166,8 @@ class StudentTHead(Head):
     def loss(self, forecast: Tensor, target: Tensor) -> Tensor:
         """Loss of every step, (B, H, C)."""
         mean, scale, df = forecast.unbind(-1)
-        return -StudentT(df, mean, scale).log_prob(target)
+        log_prob: Tensor = StudentT(df, mean, scale).log_prob(target)  # type: ignore[no-untyped-call]
+        return -log_prob
 
     def crps(self, forecast: Tensor, target: Tensor) -> Tensor:
         """Continuous ranked probability score of every step, (B, H, C)."""
@@ -175,6 +178,11 @@ class StudentTHead(Head):
         """The quantiles at `levels`, (B, H, C, Q)."""
         mean, scale, df = (parameter[..., None] for parameter in forecast.unbind(-1))
         return mean + scale * student_t_quantile(df, self.levels.to(forecast))
+
+
+def _normal_quantile(level: Tensor) -> Tensor:
+    quantile: Tensor = torch.special.ndtri(level)
+    return quantile
 
 
 def _positive(raw: Tensor, scale: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torchmetrics import Metric
 
 
 def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
-    """Quantile loss max(τ e, (τ − 1) e) with e = y − q: quantiles (..., Q), target (...), levels (Q,) -> (..., Q)."""
+    """Quantile loss max(τ e, (τ − 1) e), e = y − q: quantiles (…, Q), target (…), levels (Q,) -> (…, Q)."""
     error = target[..., None] - quantiles
     return torch.maximum(levels * error, (levels - 1) * error)
 
 
 def crps_quantiles(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
-    """CRPS by its quantile integral, 2 · mean over τ of the quantile loss: exact as the levels grow dense in (0, 1)."""
+    """CRPS as 2 · mean over τ of the quantile loss, which is exact as the levels grow dense in (0, 1)."""
     return 2 * pinball(quantiles, target, levels).mean(-1)
 
 
@@ -29,11 +29,11 @@ def crps_normal(mean: Tensor, scale: Tensor, target: Tensor) -> Tensor:
 
 
 def crps_student_t(df: Tensor, mean: Tensor, scale: Tensor, target: Tensor) -> Tensor:
-    """CRPS of the Student t with df > 1. Jordan, Krüger & Lerch 2019, "Evaluating Probabilistic Forecasts"."""
+    """CRPS of the Student t, df > 1. Jordan, Krüger & Lerch 2019, "Evaluating Probabilistic Forecasts"."""
     z = (target - mean) / scale
-    density = torch.distributions.StudentT(df).log_prob(z).exp()
+    density = (-(df + 1) / 2 * torch.log1p(z.square() / df) - _log_beta(df / 2)).exp() / df.sqrt()
     cdf = _on_cpu(special.stdtr, df, z)
-    tail = 2 * df.sqrt() / (df - 1) * torch.exp(_log_beta(df - 0.5) - 2 * _log_beta(df / 2))
+    tail: Tensor = 2 * df.sqrt() / (df - 1) * torch.exp(_log_beta(df - 0.5) - 2 * _log_beta(df / 2))
     return scale * (z * (2 * cdf - 1) + 2 * density * (df + z.square()) / (df - 1) - tail)
 
 
@@ -53,10 +53,10 @@ def _on_cpu(function: Any, *tensors: Tensor) -> Tensor:
 
 
 class ObservedMean(Metric):
-    """Mean over the observed entries of whatever is handed in: exact for any batch size and number of processes.
+    """Mean over the observed entries of all batches and processes, whatever their sizes.
 
     Args:
-        horizon: the number of horizon steps H for a mean of each, values (B, H, C) -> (H,); None for one mean.
+        horizon: H for a mean of each horizon step, values (B, H, C) -> (H,); None for one mean.
     """
 
     is_differentiable = False

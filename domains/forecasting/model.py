@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.backbone import BackboneConfig
+from ...core import BackboneConfig
 from .heads import Head
 from .ridge import Batch, RidgeHead, window_moments
 
@@ -18,7 +18,7 @@ _MIN_SD = 1e-4
 class Inputs:
     """What a batch holds: number of channels and covariates, and the calendar columns with their sizes.
 
-    `cycles` are the calendar columns that the residual may learn from: those that come round often in training.
+    `cycles` are the calendar columns that the residual learns from: those that come round often in training.
     """
 
     channels: int
@@ -30,9 +30,9 @@ class Inputs:
 
 
 class PatchResidual(nn.Module):
-    """A backbone over patches of the lookback, then of the horizon, whose tokens carry only what is known ahead.
+    """A backbone over patches of the lookback, then of the horizon; those carry only what is known ahead.
 
-    Every channel is a sequence of its own, (B·C, N, dim), or all of them are one, (B, N·C, dim), with `channel_mixing`.
+    Every channel is a sequence of its own, (B·C, N, dim); with `channel_mixing` all are one, (B, N·C, dim).
     The last layer starts at zero, so that the untrained residual is exactly nothing.
 
     Args:
@@ -75,12 +75,13 @@ class PatchResidual(nn.Module):
         self.calendar = nn.ModuleDict(
             {name: nn.Embedding(inputs.calendar[name], dim) for name in inputs.cycles}
         )
-        self.channel = nn.Parameter(torch.zeros(inputs.channels, 1, dim))
+        # Where every channel is a sequence of its own, knowing which one only helps to learn it by heart.
+        self.channel = nn.Parameter(torch.zeros(inputs.channels, 1, dim)) if channel_mixing else None
         self.ahead = nn.Parameter(torch.zeros(self.num_future, dim))
         self.backbone = backbone.build()
         self.output = nn.Linear(dim, patch_length * num_outputs)
-        for embedding in self.calendar.values():
-            nn.init.normal_(embedding.weight, std=0.02)
+        for weight in self.calendar.parameters():
+            nn.init.normal_(weight, std=0.02)
         nn.init.normal_(self.ahead, std=0.02)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -94,7 +95,7 @@ class PatchResidual(nn.Module):
             tokens = mixed.view(B, N, C, D).transpose(1, 2)
         else:
             tokens = self.backbone(tokens.reshape(B * C, N, D)).view(B, C, N, D)
-        out = self.output(tokens[:, :, self.num_past :])
+        out: Tensor = self.output(tokens[:, :, self.num_past :])
         out = out.view(B, C, self.num_future * self.patch_length, self.num_outputs)
         return out[:, :, : self.horizon].transpose(1, 2)
 
@@ -105,18 +106,18 @@ class PatchResidual(nn.Module):
         z = torch.where(observed, (past - mean) / sd.clamp_min(_MIN_SD), 0)
         steps = torch.stack([z, observed.to(z.dtype)], -1).transpose(1, 2)  # (B, C, L, 2)
         steps = F.pad(steps, (0, 0, 0, self.horizon))
-        tokens = self.values(self.patches(steps)) + self.channel
-        return tokens + self._shared(batch)[:, None]
+        tokens: Tensor = self.values(self.patches(steps)) + self._shared(batch)[:, None]
+        return tokens if self.channel is None else tokens + self.channel
 
     def _shared(self, batch: Batch) -> Tensor:
         """What all channels have in common: time steps, covariates, calendar, static; (B, N, dim)."""
-        B, L = batch["past_values"].shape[:2]
+        L = self.lookback
         # Steps are positive; a logarithm keeps a long gap from drowning the rest.
         gaps = torch.log(batch["dt"].clamp_min(1e-3))[..., None]
         past = F.pad(batch["past_covariates"], (0, 0, 0, self.horizon))
         features = self.patches(torch.cat([gaps, past, batch["known_covariates"]], -1).to(gaps.dtype))
         static = batch["static"][:, None].expand(-1, features.shape[1], -1)
-        shared = self.covariates(torch.cat([features, static], -1))
+        shared: Tensor = self.covariates(torch.cat([features, static], -1))
         shared = shared + F.pad(self.ahead, (0, 0, self.num_past, 0))
         last = self.last_steps(L).to(shared.device)
         columns = list(self.inputs.calendar)
@@ -125,8 +126,8 @@ class PatchResidual(nn.Module):
         return shared
 
     def patches(self, steps: Tensor) -> Tensor:
-        """Steps (…, L + H, F) -> patches (…, N, patch_length·F), zeros before the lookback and after the horizon."""
-        past, future = steps.split([self.lookback, self.horizon], -2)
+        """Steps (…, L + H, F) -> patches (…, N, patch_length·F), with zeros before and after."""
+        past, future = steps[..., : self.lookback, :], steps[..., self.lookback :, :]
         size, stride = self.patch_length, self.patch_stride
         before = (self.num_past - 1) * stride + size - self.lookback
         after = self.num_future * size - self.horizon
@@ -144,8 +145,8 @@ class PatchResidual(nn.Module):
 class ForecastModel(nn.Module):
     r"""$\hat y = \text{ridge}(x) + \sigma(x)\, s_h\, r_\theta(x)$, with either part left out if it is None.
 
-    σ is the window's standard deviation and s_h the ridge's relative error at step h (1 without a ridge, where the
-    window's mean takes its place). What r holds besides the location depends on the head.
+    σ is the window's standard deviation and s_h the ridge's relative error at step h (1 without a
+    ridge, whose place the window's mean takes). What r holds besides the location depends on the head.
     """
 
     def __init__(

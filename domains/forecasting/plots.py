@@ -1,4 +1,4 @@
-"""Pictures of forecasts; figures are made without pyplot, so that no state is shared and no display needed."""
+"""Pictures of forecasts, made without pyplot: no shared state, no display needed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _CONTEXT_HORIZONS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One channel of a window: past (L,) and truth (H,) with NaN where missing, point (H,), quantiles (H, Q)."""
+    """A channel of a window: past (L,), truth (H,), point (H,), quantiles (H, Q); NaN where missing."""
 
     title: str
     past: Values
@@ -51,9 +51,10 @@ def forecast_figure(
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, np.asarray(time), panel, levels, point)
         if isinstance(time, pd.DatetimeIndex):
-            locator = AutoDateLocator(minticks=3, maxticks=7)
+            locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
             axis.xaxis.set_major_locator(locator)
-            axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+            formatter = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+            axis.xaxis.set_major_formatter(formatter)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:
@@ -94,7 +95,7 @@ def _draw(axis: Axes, time: Any, panel: Panel, levels: Sequence[float], point: s
 
 
 def horizon_figure(errors: Mapping[str, Tensor], *, ylabel: str = "mean absolute error (scaled)") -> Figure:
-    """Error of every horizon step, a line a model and a dashed one a baseline; `errors` are (H,), the model first."""
+    """Error of every horizon step: the model, which comes first, and dashed the baselines; each (H,)."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
     for index, (name, error) in enumerate(errors.items()):

@@ -69,7 +69,7 @@ def to_original(outputs: Sequence[Mapping[str, Tensor]], data: ForecastData) -> 
 def prediction_frame(
     windows: Mapping[str, Tensor], data: ForecastData, levels: Sequence[float], point: str
 ) -> pd.DataFrame:
-    """One row a (window, step, channel): item, origin, time, channel, point, quantiles, and the truth where known."""
+    """A row a window, step and channel: item, origin, time, channel, point, quantiles, truth where known."""
     B, H, C = windows["point"].shape
     L = data.lookback
     times = [data.window_time(int(i), int(s)) for i, s in zip(windows["item"], windows["start"], strict=True)]

@@ -42,7 +42,7 @@ def blocks(windows: Windows, size: int) -> Iterator[Batch]:
 
 @dataclass(kw_only=True)
 class NormalEquations:
-    """Sums over windows in float64, by item: XX (C, F, F), XY (C, F, H), and how many were used or observed."""
+    """Sums over windows in float64, by item: XX (C, F, F), XY (C, F, H), windows used, targets observed."""
 
     xx: dict[int, Tensor] = field(default_factory=dict)
     xy: dict[int, Tensor] = field(default_factory=dict)
@@ -84,15 +84,16 @@ def _ridge(xx: Tensor, xy: Tensor, penalty: Tensor) -> Tensor:
 class RidgeHead(nn.Module):
     r"""Linear forecast in closed form, fitted in one streaming pass over the training windows.
 
-    $\hat y = \mu + W_g^\top \phi$ with $\phi = [x - \mu,\ \sigma,\ \mathrm{onehot}(\text{calendar of the last step})]$,
-    $W_0 = (S + \lambda I)^{-1} XY$ over all series, and $W_g = W_0 + (XX_g + \lambda_2 I)^{-1}(XY_g - XX_g W_0)$ for
-    every (item, channel) g; λ is relative to the mean diagonal of S, λ₂ to that of S / G. Which λ₂ (or W₀ alone) and which calendar column
-    (or none) is decided by the squared error on the validation windows. Toner & Darlow, "An Analysis of Linear Time
+    $\hat y = \mu + W_g^\top \phi$ with $\phi = [x - \mu,\ \sigma,\ \text{one-hot of the calendar}]$ at the last step,
+    $W_0 = (S + \lambda I)^{-1} XY$ over all series, and
+    $W_g = W_0 + (XX_g + \lambda_2 I)^{-1}(XY_g - XX_g W_0)$ for every (item, channel) g of G;
+    λ is relative to the mean diagonal of S, λ₂ to that of S / G. The squared error on the validation windows
+    chooses λ₂ (or W₀ for all) and the calendar column (or none). Toner & Darlow, "An Analysis of Linear Time
     Series Forecasting Models", arXiv 2403.14587.
 
-    Missing inputs take the window's mean over its observed steps. Missing targets take no part: where there are any,
-    two further passes put the current pooled fit in their place, which converges to least squares over the observed
-    targets. An item that was not there in training gets W₀.
+    Missing inputs take the window's mean over its observed steps. Missing targets take no part: where there
+    are any, two further passes put the current pooled fit in their place, which converges to least squares
+    over the observed targets. An item that was not there in training gets W₀.
 
     Args:
         lookback: L.
@@ -125,7 +126,7 @@ class RidgeHead(nn.Module):
         self.choice: dict[str, Any] = {}
         # Row 0 is the pooled fit, row 1 + item·C + channel that of one channel of an item.
         self.register_buffer("weight", torch.zeros(1, self.num_features, horizon))
-        # Root mean square validation error of every horizon step, in units of the window's standard deviation.
+        # Root mean square validation error of every horizon step, relative to the windows' deviation.
         self.register_buffer("spread", torch.ones(horizon))
 
     @property
@@ -166,7 +167,7 @@ class RidgeHead(nn.Module):
         if len(weight) == 1 or self.num_channels != C:
             return x @ weight[0]
         out = x.new_empty(C, x.shape[1], self.horizon)
-        for index in item.unique().tolist():
+        for index in torch.unique(item).tolist():
             known = 0 <= index < (len(weight) - 1) // C
             rows = item == index
             out[:, rows] = x[:, rows] @ (weight[1 + index * C : 1 + (index + 1) * C] if known else weight[0])
@@ -196,7 +197,8 @@ class RidgeHead(nn.Module):
         """Solve for every candidate and keep the one with the smallest validation error."""
         self.num_channels = len(next(iter(equations.xx.values())))
         if validation is None or not len(validation):
-            column, shrinkage = (self.columns or [None])[0], max(self.shrinkage, default=None)
+            column = self.columns[0] if self.columns else None
+            shrinkage = max(self.shrinkage, default=None)
             choice: dict[str, Any] = {"calendar": column, "shrinkage": shrinkage}
             weight = self.solve(equations, column, shrinkage)
         else:
@@ -227,7 +229,7 @@ class RidgeHead(nn.Module):
     def accumulate(
         self, windows: Windows, equations: NormalEquations | None = None, fill: Tensor | None = None
     ) -> NormalEquations:
-        """Add the windows to the sums in one pass; a missing target is what `fill` (F, H) says, or the window's mean."""
+        """Add the windows to the sums; a missing target is what `fill` (F, H) forecasts, or the mean."""
         sums = NormalEquations() if equations is None else equations
         for batch in blocks(windows, self._block_size(windows)):
             x, mean = self.features(batch, torch.float64)
@@ -236,13 +238,13 @@ class RidgeHead(nn.Module):
             y = torch.where(known, y, 0 if fill is None else x @ fill)
             known = known & batch["past_observed"].any(1).T[..., None]
             x = x * known.any(-1, keepdim=True)
-            for item in batch["item"].unique().tolist():
+            for item in torch.unique(batch["item"]).tolist():
                 rows = batch["item"] == item
                 sums.add(self._group(sums, item, x), x[:, rows], y[:, rows], known[:, rows])
         return sums
 
     def _group(self, sums: NormalEquations, item: int, x: Tensor) -> int:
-        """The key under which an item is summed: its own, while the normal equations of all items fit in memory."""
+        """The key under which an item is summed: its own, as long as the sums of all items fit in memory."""
         C, _, F = x.shape
         if item in sums.xx or (len(sums.xx) + 1) * C * F * (F + self.horizon) <= _MAX_ELEMENTS or not sums.xx:
             return item
@@ -283,7 +285,7 @@ class RidgeHead(nn.Module):
         return error.sum(-1) / max(count, 1), (error / variance.clamp_min(1e-12)).sqrt()
 
     def _block_size(self, windows: Windows) -> int:
-        C = windows.__getitems__([0])["past_values"].shape[-1]
+        C = int(windows.__getitems__([0])["past_values"].shape[-1])
         return max(1, _BLOCK_ELEMENTS // (C * (self.num_features + self.horizon)))
 
     def get_extra_state(self) -> dict[str, Any]:

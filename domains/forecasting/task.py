@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ...core.backbone import BackboneConfig
+from ...core import BackboneConfig
 from ...core.training import DomainModule, MetricInfo
 from ...core.training.optim import Schedule
 from .baselines import season_length, untrained
@@ -46,11 +46,10 @@ _FIXED = ("lookback", "horizon", "head", "ridge", "residual")
 
 
 class Forecaster(DomainModule):
-    """Closed-form ridge plus a backbone residual on patches, with quantiles calibrated on the validation windows.
+    """Closed-form ridge plus a backbone residual on patches, quantiles calibrated on the validation windows.
 
-    The ridge is fitted before training, its calendar column and shrinkage chosen on validation; the residual starts at
-    zero, so that the untrained model is the ridge. Errors are of the data as scaled by the data module, the field's
-    protocol; `mae_original` is in the data's own units.
+    The ridge is fitted before training; the residual starts at zero, so that the untrained model is the
+    ridge. Errors are of scaled data, the field's protocol; `mae_original` is in the data's own units.
 
     Args:
         backbone: the stack of token mixers; a token is a patch of one channel.
@@ -146,7 +145,7 @@ class Forecaster(DomainModule):
         self.model = ForecastModel(self.head, self.horizon, ridge, residual)
 
     def setup(self, stage: str) -> None:
-        """Build the network for the data, check that they fit, and fit the ridge unless a checkpoint brings it.
+        """Build the network for the data, and fit the ridge unless a checkpoint brings it.
 
         Raises:
             ValueError: if the data module's windows are not those of the model.
@@ -156,7 +155,7 @@ class Forecaster(DomainModule):
             if stage == "fit":
                 self.fit_ridge(self.data)
             elif self.network.ridge is not None and not self.network.ridge.fitted:
-                raise ValueError(f"{stage} needs a trained model: fit first, or give ckpt_path")
+                raise ValueError("the model is not trained: fit it first, or give ckpt_path")
 
     def attach(self, data: ForecastData) -> None:
         """Build the network for the data if there is none yet, and check that they fit.
@@ -249,7 +248,8 @@ class Forecaster(DomainModule):
         if self._kept:
             kept = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
             if self.trainer.world_size > 1:
-                kept = {name: self.all_gather(tensor).flatten(0, 1) for name, tensor in kept.items()}
+                gathered: Any = self.all_gather(kept)
+                kept = {name: tensor.flatten(0, 1) for name, tensor in gathered.items()}
             self.calibration.fit(self.head.quantiles(kept.pop("forecast")), **kept)
             self._kept = []
 
@@ -267,7 +267,7 @@ class Forecaster(DomainModule):
         return found
 
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
-        forecast = self(self.known_items(batch))
+        forecast: Tensor = self(self.known_items(batch))
         target, observed = batch["future_values"], batch["future_observed"]
         scores = {"loss": self.head.loss(forecast, target)}
         if self.head.num_outputs > 1:
@@ -280,7 +280,7 @@ class Forecaster(DomainModule):
         return forecast
 
     def _interval_scores(self, forecast: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """CRPS of the calibrated quantiles, and whether the outermost ones hold the target, before and after."""
+        """CRPS of the calibrated quantiles, and whether the outermost hold the target, before and after."""
         target = batch["future_values"]
         quantiles = {"coverage_uncalibrated": self.head.quantiles(forecast)}
         scores: dict[str, Tensor] = {}
@@ -311,7 +311,7 @@ class Forecaster(DomainModule):
     @property
     def interval(self) -> int:
         """Nominal coverage, in per cent, of the interval between the outermost quantiles."""
-        return round(100 * (self.levels[-1] - self.levels[0]))
+        return round(100 * float(self.levels[-1] - self.levels[0]))
 
     def _keep(self, batch: Batch, forecast: Tensor, batch_index: int) -> None:
         windows = len(self.data.val_set)
@@ -334,20 +334,39 @@ class Forecaster(DomainModule):
         return quantiles
 
     def predict_step(self, batch: Batch, batch_index: int = 0) -> dict[str, Tensor]:
-        """Point (B, H, C) and calibrated quantiles (B, H, C, Q), scaled, with the window that they belong to."""
+        """Point (B, H, C) and calibrated quantiles (B, H, C, Q), scaled, with the window they belong to."""
         forecast = self(self.known_items(batch))
         kept = ("item", "start", "past_values", "past_observed", "future_values", "future_observed")
         outputs = {name: batch[name] for name in kept}
         outputs |= {"point": self.head.point(forecast), "quantiles": self.calibrated(forecast, batch)}
+        if self.network.ridge is not None:
+            outputs["ridge"] = self.network.ridge(self.known_items(batch))
         return {name: tensor.cpu() for name, tensor in outputs.items()}
 
     def write_predictions(
         self, outputs: list[Any], datamodule: LightningDataModule, directory: Path
     ) -> list[Path]:
-        """Write `forecast.csv` in original units, and pictures of up to four windows."""
+        """Write `forecast.csv` in original units, up to four pictures, and errors by horizon step."""
         assert isinstance(datamodule, ForecastData)
         point = "median" if isinstance(self.head, QuantileHead) else "mean"
-        return write_predictions(outputs, datamodule, directory, levels=self.levels, point=point)
+        errors = self._errors_by_step(outputs, datamodule)
+        return write_predictions(
+            outputs, datamodule, directory, levels=self.levels, point=point, errors=errors
+        )
+
+    def _errors_by_step(self, outputs: Sequence[Batch], data: ForecastData) -> dict[str, Tensor] | None:
+        """Mean absolute error (H,), scaled, of the model and the baselines; None where no truth is known."""
+        metrics: dict[str, ObservedMean] = {}
+        for output in outputs:
+            forecasts = {"model": output["point"]}
+            forecasts |= {"ridge": output["ridge"]} if "ridge" in output else {}
+            forecasts |= untrained(data.predict_set.table, output, self.horizon, self.season)
+            for name, forecast in forecasts.items():
+                error = (forecast - output["future_values"]).abs()
+                metrics.setdefault(name, ObservedMean(self.horizon)).update(error, output["future_observed"])
+        if not all(bool(metric.count.all()) for metric in metrics.values()):
+            return None
+        return {name: metric.compute() for name, metric in metrics.items()}
 
     # Checkpoints
 

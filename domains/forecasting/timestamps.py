@@ -132,10 +132,11 @@ def _eight_digits(column: pd.Series) -> bool:
 def _parse_text(column: pd.Series, time_format: str | None, timezone: str | None) -> pd.Series:
     try:
         with warnings.catch_warnings():
-            # Pandas warns where it cannot infer one format; the exact cell is named below instead.
+            # One format is inferred for all rows; where there is none, no row is guessed on its own.
             warnings.simplefilter("ignore", UserWarning)
+            warnings.filterwarnings("error", message="Could not infer format")
             return pd.to_datetime(column, format=time_format)
-    except ValueError as error:
+    except (ValueError, UserWarning) as error:
         first_error = error
     try:
         dates = pd.to_datetime(column, utc=True, format=time_format or "ISO8601")

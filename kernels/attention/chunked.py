@@ -34,15 +34,17 @@ def forward(
     queries, back = _order(bounds_q, groups, q.device)
     keys = queries if bounds_k == bounds_q else _order(bounds_k, groups, q.device)[0]
     q, k, v = _take(q, queries), _take(k, keys), _take(v, keys)
-    outputs, begin_q, begin_k = [], 0, 0
-    for (length_q, length_k), members in groups.items():
-        end_q, end_k = begin_q + length_q * len(members), begin_k + length_k * len(members)
-        x = q[0, begin_q:end_q].reshape(len(members), length_q, *q.shape[2:])
-        y, z = (t[0, begin_k:end_k].reshape(len(members), length_k, *t.shape[2:]) for t in (k, v))
+    counts = [len(members) for members in groups.values()]
+    sizes_q = [length * n for (length, _), n in zip(groups, counts)]
+    sizes_k = [length * n for (_, length), n in zip(groups, counts)]
+    # One split and no slices: the gradient of a slice is as large as all of q.
+    split = torch.split_with_sizes
+    pieces = zip(split(q[0], sizes_q), split(k[0], sizes_k), split(v[0], sizes_k), groups, counts)
+    outputs = [v.new_zeros(0, q.shape[2], v.shape[3])]
+    for x, y, z, (length_q, length_k), n in pieces:
+        x = x.reshape(n, length_q, *q.shape[2:])
+        y, z = y.reshape(n, length_k, *k.shape[2:]), z.reshape(n, length_k, *v.shape[2:])
         outputs.append(_attend(x, y, z, causal, window, scale).flatten(0, 1))
-        begin_q, begin_k = end_q, end_k
-    if not outputs:
-        return v.new_zeros(1, 0, q.shape[2], v.shape[3])
     return _take(torch.cat(outputs)[None], back)
 
 
@@ -70,46 +72,70 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, s
     # The first queries stand this far before the first key.
     blind = max(0, queries - keys) if causal else 0
     if keys == 0 or blind >= queries:
-        return (q[..., :1] * 0).to(v.dtype).expand(*q.shape[:3], v.shape[3])
+        return pad(q[..., :0], (0, v.shape[3]))
     if blind:
         return pad(_attend(q[:, blind:], k, v, causal, window, scale), (0, 0, 0, 0, blind, 0))
-    shift = keys - queries
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if window is None and (not causal or shift == 0):
-        return _sdpa(q, k, v, None, causal, scale).transpose(1, 2)
-    reach = keys if window is None else window
-    outputs = []
-    size = BLOCK if window is None else min(max(window, 32), BLOCK)
-    for begin in range(0, queries, size):
-        end = min(begin + size, queries)
-        low = max(0, begin + shift - reach + 1)
-        high = min(keys, end + shift if causal else end + shift + reach - 1)
-        if high <= low:
-            outputs.append((q[:, :, begin:end, :1] * 0).expand(-1, -1, -1, v.shape[3]))
-            continue
-        mask = _visible(begin + shift, end + shift, low, high, causal, reach, q.device)
-        outputs.append(_sdpa(q[:, :, begin:end], k[:, :, low:high], v[:, :, low:high], mask, False, scale))
-    return torch.cat(outputs, 2).transpose(1, 2)
+    if window is None and (not causal or queries == keys):
+        return _sdpa(q, k, v, None, causal, scale)
+    reach = keys if window is None else min(window, keys + queries)
+    size = min(max(reach, 32), BLOCK)
+    span = size + reach - 1 + (0 if causal else reach - 1)
+    if span < keys and span <= 8 * size:
+        return _gathered(q, k, v, size, span, causal, reach, scale)
+    return _sliced(q, k, v, causal, reach, scale)
 
 
-def _visible(
-    begin: int, end: int, low: int, high: int, causal: bool, reach: int, device: torch.device
+def _gathered(
+    q: Tensor, k: Tensor, v: Tensor, size: int, span: int, causal: bool, reach: int, scale: float
 ) -> Tensor:
-    """Say which query at ``begin … end`` sees which key at ``low … high``."""
-    i = torch.arange(begin, end, device=device)[:, None]
-    j = torch.arange(low, high, device=device)
-    distance = i - j
+    """Lay every block of ``size`` queries beside the ``span`` keys around it, and attend in one call."""
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    blocks = -(-queries // size)
+    starts = torch.arange(blocks, device=q.device)[:, None] * size + keys - queries
+    i = starts + torch.arange(size, device=q.device)
+    j = starts - reach + 1 + torch.arange(span, device=q.device)
+    mask = _visible(i, j, causal, reach) & ((j >= 0) & (j < keys))[:, None]
+    mask = mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
+    index = j.clamp(0, keys - 1).flatten()
+    q = pad(q, (0, 0, 0, 0, 0, blocks * size - queries)).reshape(batch * blocks, size, *q.shape[2:])
+    k, v = (x.index_select(1, index).reshape(batch * blocks, span, *x.shape[2:]) for x in (k, v))
+    return _sdpa(q, k, v, mask, False, scale).reshape(batch, blocks * size, *q.shape[2:3], -1)[:, :queries]
+
+
+def _sliced(q: Tensor, k: Tensor, v: Tensor, causal: bool, reach: int, scale: float) -> Tensor:
+    """Attend one block of queries after the other, each to the slice of the keys that it can see."""
+    queries, keys = q.shape[1], k.shape[1]
+    outputs, begin = [], keys - queries
+    sizes = [min(BLOCK, queries - start) for start in range(0, queries, BLOCK)]
+    for block, size in zip(torch.split_with_sizes(q, sizes, 1), sizes):
+        end = begin + size
+        low, high = max(0, begin - reach + 1), min(keys, end if causal else end + reach - 1)
+        if high > low:
+            i, j = torch.arange(begin, end, device=q.device), torch.arange(low, high, device=q.device)
+            mask = _visible(i, j, causal, reach)
+            outputs.append(_sdpa(block, k[:, low:high], v[:, low:high], mask, False, scale))
+        else:
+            outputs.append(pad(block[..., :0], (0, v.shape[3])))
+        begin = end
+    return torch.cat(outputs, 1)
+
+
+def _visible(i: Tensor, j: Tensor, causal: bool, reach: int) -> Tensor:
+    """Say which query at ``i (…, Tq)`` sees which key at ``j (…, Tk)``."""
+    distance = i[..., :, None] - j[..., None, :]
     return (distance < reach) & (distance >= 0 if causal else distance > -reach)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    # Some of PyTorch's kernels answer NaN to a row that is masked throughout.
+    """Call PyTorch's attention on ``(B, T, H, D)``; a query that the mask leaves without keys gets 0."""
     blind = None if mask is None else ~mask.any(-1, keepdim=True)
     if mask is not None and blind is not None:
+        # Some of PyTorch's kernels answer NaN to a row that is masked throughout.
         mask = mask | blind
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     # Not `enable_gqa=…`: with dynamic sizes the comparison is a SymBool, which that argument refuses.
     if q.shape[1] == k.shape[1]:
         o = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
     else:
         o = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
-    return o if blind is None else o.masked_fill(blind, 0)
+    return (o if blind is None else o.masked_fill(blind, 0)).transpose(1, 2)

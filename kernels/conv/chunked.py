@@ -57,7 +57,7 @@ def backward(
     dinputs, dweight = torch.zeros_like(inputs), []
     for tap, delay in zip(taps, range(width - 1, -1, -1)):
         dinputs[:, : length - delay].addcmul_(grad[:, delay:], tap)
-        dweight.append(torch.einsum("btd,btd->d", grad[:, delay:], inputs[:, : length - delay]))
+        dweight.append((grad[:, delay:] * inputs[:, : length - delay]).sum((0, 1)))
     prefix.add_to_tails(dinputs, dstate.transpose(1, 2))
     dinitial, dx = prefix.split(dinputs)
     dbias = grad.sum((0, 1)).to(weight.dtype if bias is None else bias.dtype)

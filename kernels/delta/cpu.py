@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..linear.cpu import fold_decay
 from ..matrix_state import fold_decay_grad, new_state, state_dtype
-from ..simd import BYTES, Launcher, add, fma, fnma, jit, load, mul, splat, store, sub, total, zeros
+from ..simd import BYTES, Launcher, add, fma, fnma, jit, kernel, load, mul, splat, store, sub, total, zeros
 from ..token_groups import (
     GROUP,
     as_array,
@@ -130,13 +130,13 @@ def backward(
     )
 
 
-@jit()
+@jit
 def _gather_beta(b, beta, row, head, start, step, p, n):
     for m in range(GROUP):
         b[m] = beta[row, start + (p + m) * step, head, 0] if p + m < n else 0
 
 
-@jit()
+@jit
 def _forward_scan(query, key, value, beta, a, scale, walk, state, out, error, last):
     row, head, start, step, n = walk
     one = state.dtype.type(1)
@@ -161,7 +161,7 @@ def _forward_scan(query, key, value, beta, a, scale, walk, state, out, error, la
     save_state(last, S)
 
 
-@jit()
+@jit
 def _forward_tile(S, base, K, q, k, c, A, KP, P, M, b, v, o, e, j, VP):
     L = BYTES // S.itemsize
     o0 = o1 = o2 = o3 = r0 = r1 = r2 = r3 = zeros(S)
@@ -194,7 +194,7 @@ def _forward_tile(S, base, K, q, k, c, A, KP, P, M, b, v, o, e, j, VP):
         store(S, base + i * L, s)
 
 
-@jit()
+@jit
 def _dv_scan(query, key, dout, error, beta, a, scale, walk, dlast, dvalue, dbeta, dfirst):
     """Walk backwards with D in rows K: w = dv of every token, and dβ."""
     row, head, start, step, n = walk
@@ -226,7 +226,7 @@ def _dv_scan(query, key, dout, error, beta, a, scale, walk, dlast, dvalue, dbeta
     save_state(dfirst, S)
 
 
-@jit()
+@jit
 def _dv_tile(S, base, K, q, k, c, A, KP, N, M, b, y, w, e, f, j, VP):
     L = BYTES // S.itemsize
     x0 = x1 = x2 = x3 = zeros(S)
@@ -260,7 +260,7 @@ def _dv_tile(S, base, K, q, k, c, A, KP, N, M, b, y, w, e, f, j, VP):
         store(S, base + i * L, s)
 
 
-@jit()
+@jit
 def _gather_update(u, width, error, b, beta, row, head, start, step, p, n):
     gather(u, width, error, row, head, start, step, p, n, error.dtype.type(1))
     _gather_beta(b, beta, row, head, start, step, p, n)
@@ -269,7 +269,7 @@ def _gather_update(u, width, error, b, beta, row, head, start, step, p, n):
             store(u, i, mul(splat(b, m), load(u, i)))
 
 
-@jit()
+@jit
 def _dq_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dquery, dkey, dg, need_dg):
     """Walk forwards with S in rows V: dq, −z into dkey, and what dg needs of both."""
     row, head, start, step, n = walk
@@ -302,7 +302,7 @@ def _dq_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dquery
             scatter(dg, row, head, start, step, p, n, g, KP)
 
 
-@jit()
+@jit
 def _dq_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, z, g, i, KP):
     k0, k1, k2, k3 = load(k, i), load(k, KP + i), load(k, 2 * KP + i), load(k, 3 * KP + i)
     a0, a1, a2, a3 = load(d, i), load(d, KP + i), load(d, 2 * KP + i), load(d, 3 * KP + i)
@@ -342,7 +342,7 @@ def _dq_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, z, g, i, KP):
         store(S, base + j * L, s)
 
 
-@jit()
+@jit
 def _dk_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dkey, dg, carry, need_dg):
     """Walk backwards with D in rows V: add D_t u_t to dkey, and finish dg."""
     row, head, start, step, n = walk
@@ -371,7 +371,7 @@ def _dk_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dkey, 
             scatter(dg, row, head, start, step, p, n, g, KP)
 
 
-@jit()
+@jit
 def _dk_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, g, carry, i, KP):
     q0, q1, q2, q3 = load(q, i), load(q, KP + i), load(q, 2 * KP + i), load(q, 3 * KP + i)
     k0, k1, k2, k3 = load(k, i), load(k, KP + i), load(k, 2 * KP + i), load(k, 3 * KP + i)
@@ -412,7 +412,7 @@ def _dk_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, g, carry, i, KP):
         store(S, base + j * L, s)
 
 
-@jit()
+@jit
 def _forward_task(task, q, k, v, beta, a, scale, sequences, initial, o, error, final):
     sequence, head = divmod(task, q.shape[2])
     row, start, step, n = sequences[sequence]
@@ -421,9 +421,26 @@ def _forward_task(task, q, k, v, beta, a, scale, sequences, initial, o, error, f
     _forward_scan(q, k, v, beta, a, q.dtype.type(scale), walk, state, o, error, last)
 
 
-@jit()
+@jit
 def _backward_task(
-    task, do, dstate, error, q, k, beta, a, scale, sequences, initial, dq, dk, dv, dbeta, dg, dinitial, need_dg
+    task,
+    do,
+    dstate,
+    error,
+    q,
+    k,
+    beta,
+    a,
+    scale,
+    sequences,
+    initial,
+    dq,
+    dk,
+    dv,
+    dbeta,
+    dg,
+    dinitial,
+    need_dg,
 ):
     sequence, head = divmod(task, q.shape[2])
     row, start, step, n = sequences[sequence]
@@ -440,25 +457,25 @@ def _backward_task(
     _dk_scan(q, k, do, error, beta, a, scale_, back, S, V, dv, dk, dg, carry, need_dg)
 
 
-@jit()
+@kernel()
 def _forward_serial(tasks, *args):
     for task in range(tasks):
         _forward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _forward_parallel(tasks, *args):
     for task in prange(tasks):
         _forward_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _backward_serial(tasks, *args):
     for task in range(tasks):
         _backward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _backward_parallel(tasks, *args):
     for task in prange(tasks):
         _backward_task(np.int64(task), *args)

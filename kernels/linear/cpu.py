@@ -18,7 +18,7 @@ from numba import prange
 from torch import Tensor
 
 from ..matrix_state import fold_decay_grad, new_state, state_dtype
-from ..simd import BYTES, Launcher, add, fma, fnma, jit, load, mul, splat, store, sub, where_nonzero, zeros
+from ..simd import BYTES, Launcher, add, fma, jit, kernel, load, mul, splat, store, sub, where_nonzero, zeros
 from ..token_groups import (
     GROUP,
     as_array,
@@ -115,7 +115,7 @@ def backward(
     )
 
 
-@jit()
+@jit
 def _scan_rows(query, key, value, a, query_factor, key_factor, shift, walk, state, out, last):
     """Run ``S = Diag(a) S + key valueᵀ, out = Sᵀ query`` with the decays along the rows of S.
 
@@ -142,7 +142,7 @@ def _scan_rows(query, key, value, a, query_factor, key_factor, shift, walk, stat
     save_state(last, S)
 
 
-@jit()
+@jit
 def _rows_tile(S, base, K, q, k, A, KP, P, v, o, j, VP):
     v0, v1, v2, v3 = load(v, j), load(v, VP + j), load(v, 2 * VP + j), load(v, 3 * VP + j)
     o0 = mul(splat(P, 0), v0)
@@ -164,8 +164,10 @@ def _rows_tile(S, base, K, q, k, A, KP, P, v, o, j, VP):
     store(o, 3 * VP + j, o3)
 
 
-@jit()
-def _scan_lanes(query, value, key, a, query_factor, key_factor, shift, walk, S, V, out, side, dg, carry, need_dg):
+@jit
+def _scan_lanes(
+    query, value, key, a, query_factor, key_factor, shift, walk, S, V, out, side, dg, carry, need_dg
+):
     """Run ``S = S Diag(a) + value keyᵀ, out = queryᵀ S`` with the decays along the lanes of S.
 
     Without ``shift`` also write ``side ∘ out'`` to dg; with ``shift`` finish dg, for which ``carry`` enters as that of
@@ -196,7 +198,7 @@ def _scan_lanes(query, value, key, a, query_factor, key_factor, shift, walk, S, 
             scatter(dg, row, head, start, step, p, n, g, KP)
 
 
-@jit()
+@jit
 def _lanes_tile(S, base, V, q, v, VP, P, k, d, o, y, g, carry, i, KP, shift):
     k0, k1, k2, k3 = load(k, i), load(k, KP + i), load(k, 2 * KP + i), load(k, 3 * KP + i)
     a0, a1, a2, a3 = load(d, i), load(d, KP + i), load(d, 2 * KP + i), load(d, 3 * KP + i)
@@ -227,7 +229,7 @@ def _lanes_tile(S, base, V, q, v, VP, P, k, d, o, y, g, carry, i, KP, shift):
     fold_decay(g, y, o0, o1, o2, o3, d, carry, i, KP, shift)
 
 
-@jit()
+@jit
 def fold_decay(g, y, o0, o1, o2, o3, d, carry, i, KP, shift):
     """Write ``y ∘ o'`` to g; with ``shift`` turn the ``q ∘ dq'`` in g into dg, of which ``carry`` is the last."""
     o0, o1 = mul(load(y, i), o0), mul(load(y, KP + i), o1)
@@ -246,16 +248,18 @@ def fold_decay(g, y, o0, o1, o2, o3, d, carry, i, KP, shift):
     store(g, 3 * KP + i, o3)
 
 
-@jit()
+@jit
 def _forward_task(task, q, k, v, a, scale, sequences, initial, o, final):
     sequence, head = divmod(task, q.shape[2])
     row, start, step, n = sequences[sequence]
     walk = (row, head, start, step, n)
     factor = q.dtype.type(scale)
-    _scan_rows(q, k, v, a, factor, q.dtype.type(1), 0, walk, initial[sequence, head], o, final[sequence, head])
+    _scan_rows(
+        q, k, v, a, factor, q.dtype.type(1), 0, walk, initial[sequence, head], o, final[sequence, head]
+    )
 
 
-@jit()
+@jit
 def _backward_task(
     task, do, dstate, q, k, v, a, scale, sequences, initial, dq, dk, dv, dg, dinitial, need_dg
 ):
@@ -275,25 +279,25 @@ def _backward_task(
     _scan_lanes(v, do, q, a, one, factor, 1, back, S, V, dk, k, dg, carry, need_dg)
 
 
-@jit()
+@kernel()
 def _forward_serial(tasks, *args):
     for task in range(tasks):
         _forward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _forward_parallel(tasks, *args):
     for task in prange(tasks):
         _forward_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _backward_serial(tasks, *args):
     for task in range(tasks):
         _backward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _backward_parallel(tasks, *args):
     for task in prange(tasks):
         _backward_task(np.int64(task), *args)

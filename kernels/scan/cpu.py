@@ -1,12 +1,13 @@
 """The vector scans on a CPU: Numba, one task for a block of channels, or a head, of every sequence.
 
-The gradients are the recurrences of `softmax_blocks` and `chunked`, one token at a time: nothing is divided by a
-decay, and every exponent is ≤ 0.
+The gradients are the recurrences of `softmax_blocks` and `chunked`, one token at a time: nothing is divided
+by a decay, and every exponent is ≤ 0.
 """
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def max_plus_forward(
     return m.to(i.dtype), final
 
 
-def _levels(walks, s: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _levels(walks: Any, s: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the running maximum, the sum below it, and the final state."""
     level, total = (s.new_empty(s.shape, dtype=state.dtype) for _ in range(2))
     final = _blank(state)
@@ -123,7 +124,7 @@ def _levels(walks, s: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return level, total, final
 
 
-def _array(x: Tensor, state: Tensor):
+def _array(x: Tensor, state: Tensor) -> Any:
     return as_array(x.resolve_conj(), state.dtype)
 
 
@@ -131,7 +132,7 @@ def _blank(state: Tensor) -> Tensor:
     return torch.empty_like(state, memory_format=torch.contiguous_format)
 
 
-def _tasks(walks, x: Tensor) -> int:
+def _tasks(walks: Any, x: Tensor) -> int:
     return len(walks) * -(-x.shape[2] // BLOCK)
 
 
@@ -184,15 +185,15 @@ def _elementwise_backward_task(task, walks, dh, dstate, a, b, state, da, db, din
 
 
 @jit()
-def _softmax_token(s, v, m, u, w):
+def _softmax_token(s, v, m, u, w, one):
     """Take one token into ``[u, w]`` below the level m, and return the new m and u."""
     if s == -np.inf:
         return m, u
     if s > m:
-        keep, gate = math.exp(m - s), s - s + 1
+        keep, gate = math.exp(m - s), one
         m = s
     else:
-        keep, gate = s - s + 1, math.exp(s - m)
+        keep, gate = one, math.exp(s - m)
     for j in range(w.shape[0]):
         w[j] = keep * w[j] + gate * v[j]
     return m, keep * u + gate
@@ -204,12 +205,12 @@ def _logsumexp_task(task, walks, s, v, state, out, final):
     i, head = task // H, task % H
     row, start, step, n = walks[i]
     m, u = state[i, head, 0], state[i, head, 1]
-    w = state[i, head, 2:].copy()
+    w, one = state[i, head, 2:].copy(), v.dtype.type(1)
     for p in range(n):
         t = start + p * step
-        m, u = _softmax_token(s[row, t, head], v[row, t, head], m, u, w)
+        m, u = _softmax_token(s[row, t, head], v[row, t, head], m, u, w, one)
         o = out[row, t, head]
-        scale = 1 / u if u != 0 else u
+        scale = one / u if u != 0 else u
         for j in range(V):
             o[j] = w[j] * scale
     final[i, head, 0], final[i, head, 1] = m, u
@@ -222,16 +223,17 @@ def _logsumexp_backward_task(task, walks, do, dstate, s, v, state, ds, dv, dinit
     i, head = task // H, task % H
     row, start, step, n = walks[i]
     m, u = state[i, head, 0], state[i, head, 1]
-    w = state[i, head, 2:].copy()
+    w, one = state[i, head, 2:].copy(), v.dtype.type(1)
     level, total, inner = np.empty(n, s.dtype), np.empty(n, s.dtype), np.empty(n, s.dtype)
+    zero = s.dtype.type(0)
     for p in range(n):
         t = start + p * step
-        m, u = _softmax_token(s[row, t, head], v[row, t, head], m, u, w)
+        m, u = _softmax_token(s[row, t, head], v[row, t, head], m, u, w, one)
         g = do[row, t, head]
-        dot = s.dtype.type(0)
+        dot = zero
         for j in range(V):
             dot += g[j] * w[j]
-        scale = 1 / u if u != 0 else u
+        scale = one / u if u != 0 else u
         level[p], total[p], inner[p] = m, scale, dot * scale
     # The gradient of [u, w], measured below the level of the token at hand.
     du, dw = dstate[i, head, 1], dstate[i, head, 2:].copy()
@@ -239,9 +241,9 @@ def _logsumexp_backward_task(task, walks, do, dstate, s, v, state, ds, dv, dinit
         t = start + p * step
         x, y, g = v[row, t, head], dv[row, t, head], do[row, t, head]
         du -= inner[p] * total[p]
-        gate = math.exp(s[row, t, head] - level[p]) if level[p] != -np.inf else s.dtype.type(0)
+        gate = math.exp(s[row, t, head] - level[p]) if level[p] != -np.inf else zero
         before = level[p - 1] if p > 0 else state[i, head, 0]
-        keep = math.exp(before - level[p]) if before != -np.inf else s.dtype.type(0)
+        keep = math.exp(before - level[p]) if before != -np.inf else zero
         dot = du
         for j in range(V):
             dw[j] += g[j] * total[p]
@@ -263,12 +265,13 @@ def _logcumsumexp_task(task, walks, s, state, level, total, final):
     row, start, step, n = walks[i]
     m = state[i, begin:end].copy()
     u = np.where(m == -np.inf, 0.0, 1.0).astype(s.dtype)
+    one = s.dtype.type(1)
     for p in range(n):
         t = start + p * step
         x, y, z = s[row, t, begin:end], level[row, t, begin:end], total[row, t, begin:end]
         for j in range(end - begin):
             if x[j] > m[j]:
-                u[j] = u[j] * math.exp(m[j] - x[j]) + 1
+                u[j] = u[j] * math.exp(m[j] - x[j]) + one
                 m[j] = x[j]
             elif x[j] != -np.inf:
                 u[j] += math.exp(x[j] - m[j])
@@ -282,10 +285,11 @@ def _logcumsumexp_task(task, walks, s, state, level, total, final):
 def _logcumsumexp_backward_task(task, walks, dz, dstate, s, state, level, total, final, ds, dinitial):
     i, begin, end = _block(task, s.shape[2])
     row, start, step, n = walks[i]
+    zero = s.dtype.type(0)
     for j in range(begin, end):
         # The gradient of the sum, measured below the level of the token at hand.
         last = level[row, start + (n - 1) * step, j] if n > 0 else state[i, j]
-        g = dstate[i, j] * math.exp(last - final[i, j]) if last != -np.inf else s.dtype.type(0)
+        g = dstate[i, j] * math.exp(last - final[i, j]) if last != -np.inf else zero
         for p in range(n - 1, -1, -1):
             t = start + p * step
             m = level[row, t, j]
@@ -310,3 +314,104 @@ def _max_plus_task(task, walks, g, x, state, out, final):
             m[j] = max(m[j] + g[row, t, begin + j], x[row, t, begin + j])
             out[row, t, begin + j] = m[j]
     final[i, begin:end] = m
+
+
+@jit()
+def _elementwise_forward_serial(tasks, *args):
+    for task in range(tasks):
+        _elementwise_task(task, *args)
+
+
+@jit(parallel=True)
+def _elementwise_forward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _elementwise_task(np.int64(task), *args)
+
+
+@jit()
+def _elementwise_backward_serial(tasks, *args):
+    for task in range(tasks):
+        _elementwise_backward_task(task, *args)
+
+
+@jit(parallel=True)
+def _elementwise_backward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _elementwise_backward_task(np.int64(task), *args)
+
+
+@jit()
+def _logsumexp_forward_serial(tasks, *args):
+    for task in range(tasks):
+        _logsumexp_task(task, *args)
+
+
+@jit(parallel=True)
+def _logsumexp_forward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _logsumexp_task(np.int64(task), *args)
+
+
+@jit()
+def _logsumexp_backward_serial(tasks, *args):
+    for task in range(tasks):
+        _logsumexp_backward_task(task, *args)
+
+
+@jit(parallel=True)
+def _logsumexp_backward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _logsumexp_backward_task(np.int64(task), *args)
+
+
+@jit()
+def _logcumsumexp_forward_serial(tasks, *args):
+    for task in range(tasks):
+        _logcumsumexp_task(task, *args)
+
+
+@jit(parallel=True)
+def _logcumsumexp_forward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _logcumsumexp_task(np.int64(task), *args)
+
+
+@jit()
+def _logcumsumexp_backward_serial(tasks, *args):
+    for task in range(tasks):
+        _logcumsumexp_backward_task(task, *args)
+
+
+@jit(parallel=True)
+def _logcumsumexp_backward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _logcumsumexp_backward_task(np.int64(task), *args)
+
+
+@jit()
+def _max_plus_forward_serial(tasks, *args):
+    for task in range(tasks):
+        _max_plus_task(task, *args)
+
+
+@jit(parallel=True)
+def _max_plus_forward_parallel(tasks, *args):
+    for task in prange(tasks):
+        _max_plus_task(np.int64(task), *args)
+
+
+_elementwise_forward = Launcher(
+    "elementwise_scan", _elementwise_forward_serial, _elementwise_forward_parallel
+)
+_elementwise_backward = Launcher(
+    "the gradient of elementwise_scan", _elementwise_backward_serial, _elementwise_backward_parallel
+)
+_logsumexp_forward = Launcher("logsumexp_scan", _logsumexp_forward_serial, _logsumexp_forward_parallel)
+_logsumexp_backward = Launcher(
+    "the gradient of logsumexp_scan", _logsumexp_backward_serial, _logsumexp_backward_parallel
+)
+_logcumsumexp_forward = Launcher("logcumsumexp", _logcumsumexp_forward_serial, _logcumsumexp_forward_parallel)
+_logcumsumexp_backward = Launcher(
+    "the gradient of logcumsumexp", _logcumsumexp_backward_serial, _logcumsumexp_backward_parallel
+)
+_max_plus_forward = Launcher("max_plus_scan", _max_plus_forward_serial, _max_plus_forward_parallel)

@@ -22,7 +22,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``variant`` runs over everything, ``linear_variant`` over what has a system, ``recurrent_variant`` over scans."""
+    """``variant`` is everything, ``linear_variant`` what has a system, ``recurrent_variant`` what scans."""
     families = {name: name.split("-")[0] for name in VARIANTS}
     groups = {
         "variant": list(VARIANTS),
@@ -50,10 +50,12 @@ def build() -> Callable[..., Mixer]:
 
     def make(variant: str, dtype: torch.dtype = torch.float64, **keywords: Any) -> Mixer:
         name, options = VARIANTS[variant]
-        mixer = build_mixer(name, **{"dim": DIM, "heads": HEADS, "layer": 1, "depth": 2, **options, **keywords})
+        mixer = build_mixer(
+            name, **{"dim": DIM, "heads": HEADS, "layer": 1, "depth": 2, **options, **keywords}
+        )
         with torch.no_grad():
             for parameter in mixer.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
         return mixer.to(dtype)
 
     return make

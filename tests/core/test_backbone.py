@@ -24,7 +24,7 @@ def test_the_constructor_has_the_fields_of_the_configuration() -> None:
 
 def test_config_builds_what_it_says() -> None:
     config = BackboneConfig(mixer=["mamba2", "mamba2", "attention"], dim=16, depth=5, heads=2, hidden=24)
-    net = config.build()
+    net: Any = config.build()
     assert net.config == config
     assert config.layers == ["mamba2", "mamba2", "attention", "mamba2", "mamba2"]
     assert [type(block.mixer).__name__ for block in net.blocks].count("AttentionMixer") == 1
@@ -110,7 +110,8 @@ def test_dropout_and_drop_path_act_in_training_only() -> None:
     assert not torch.equal(net(x), net(x))
     net.eval()
     assert torch.equal(net(x), net(x))
-    assert [block.branch.rate for block in Backbone(depth=3, drop_path=0.3).blocks] == [0, 0.15, 0.3]
+    blocks: Any = Backbone(depth=3, drop_path=0.3).blocks
+    assert [block.branch.rate for block in blocks] == [0, 0.15, 0.3]
 
 
 def test_layer_scale_of_zero_leaves_the_input() -> None:
@@ -127,7 +128,7 @@ def test_without_a_channel_mixer_only_the_token_mixer_is_left() -> None:
 
 
 def test_options_reach_the_mixers_that_have_them() -> None:
-    net = Backbone(mixer=["gla", "attention"], options={"conv": 4, "window": 8, "gla": {"gate": "none"}})
+    net: Any = Backbone(mixer=HYBRID, options={"conv": 4, "window": 8, "gla": {"gate": "none"}})
     assert net.blocks[0].mixer.row.conv == 4
     assert net.blocks[0].mixer.row.gate == "none"
     assert net.blocks[1].mixer.window == 8

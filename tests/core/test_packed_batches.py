@@ -34,7 +34,9 @@ def test_places_within_sequences(lengths: list[int]) -> None:
     cu, total = packed.cu_seqlens_of(torch.tensor(lengths)), sum(lengths)
     assert packed.sequence_ids(cu, total).tolist() == [s for s, n in enumerate(lengths) for _ in range(n)]
     assert packed.positions(cu, total).tolist() == [i for n in lengths for i in range(n)]
-    assert packed.positions(cu, total, from_end=True).tolist() == [n - 1 - i for n in lengths for i in range(n)]
+    assert packed.positions(cu, total, from_end=True).tolist() == [
+        n - 1 - i for n in lengths for i in range(n)
+    ]
 
 
 @settings(max_examples=30, deadline=None)

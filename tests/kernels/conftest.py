@@ -99,7 +99,7 @@ def _assert_near(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> No
 
 @pytest.fixture
 def against_reference() -> Callable[..., None]:
-    """Compare outputs and all gradients of ``op(backend=…, **inputs)`` with the reference in double precision."""
+    """Compare outputs and gradients of ``op(backend=…, **inputs)`` with the reference in double precision."""
 
     def check(
         op: Callable[..., Any],

@@ -1,10 +1,13 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mainstem.kernels import attention
@@ -135,3 +138,22 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     inputs = {name: x.float() for name, x in make(1, 4, 4).items()}
     with pytest.raises(ValueError, match=message):
         attention(**{**inputs, **change})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 150), st.integers(0, 150)), min_size=1, max_size=5),
+    causal=st.booleans(),
+    window=st.none() | st.integers(1, 200),
+)
+def test_a_sequence_in_a_pack_is_the_sequence_alone(
+    lengths: list[tuple[int, int]], causal: bool, window: int | None
+) -> None:
+    bounds_q, bounds_k = torch.tensor([(0, 0), *lengths]).cumsum(0).unbind(1)
+    inputs = make(1, int(bounds_q[-1]), int(bounds_k[-1]))
+    run = partial(attention, causal=causal, window=window)
+    o = run(**inputs, cu_seqlens=bounds_q, cu_seqlens_k=bounds_k)
+    pieces = zip(pairwise(bounds_q.tolist()), pairwise(bounds_k.tolist()))
+    for (q0, q1), (k0, k1) in pieces:
+        alone = run(inputs["q"][:, q0:q1], inputs["k"][:, k0:k1], inputs["v"][:, k0:k1], backend="reference")
+        torch.testing.assert_close(o[:, q0:q1], alone)

@@ -1,14 +1,17 @@
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mainstem.kernels import elementwise_scan, elementwise_scan_step, max_plus_scan
 
-BACKENDS = ["chunked"]
+BACKENDS = ["chunked", "cpu"]
 D = 5
 
 
@@ -166,3 +169,31 @@ def test_max_plus_matches_the_reference(
     against_reference(op, {"g": g, "i": i}, backend=backend, dtype=dtype)
     state = torch.randn(layout.sequences, D, dtype=torch.float64)
     against_reference(op, {"g": g, "i": i, "initial_state": state}, backend=backend, dtype=dtype)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=6),
+    reverse=st.booleans(),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_a_sequence_in_a_pack_is_the_sequence_alone(lengths: list[int], reverse: bool, backend: str) -> None:
+    inputs = make(1, sum(lengths), len(lengths))
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    keywords: dict[str, Any] = {"reverse": reverse, "return_final_state": True, "backend": backend}
+    h, final = elementwise_scan(**inputs, cu_seqlens=bounds, **keywords)
+    for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        alone = {name: x[:, begin:end] for name, x in inputs.items() if name != "initial_state"}
+        state = inputs["initial_state"][i : i + 1]
+        h_alone, final_alone = elementwise_scan(**alone, initial_state=state, **keywords)
+        torch.testing.assert_close(h[:, begin:end], h_alone)
+        torch.testing.assert_close(final[i : i + 1], final_alone)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hundred_thousand_tokens(backend: str) -> None:
+    a, b = torch.full((1, 100_000, 2), 0.999), torch.ones(1, 100_000, 2)
+    h = elementwise_scan(a, b, backend=backend)
+    assert isinstance(h, Tensor)
+    exact = (1 - 0.999 ** torch.arange(1, 100_001, dtype=torch.float64)) / (1 - 0.999)
+    torch.testing.assert_close(h[0, :, 0].double(), exact, rtol=2e-4, atol=0)

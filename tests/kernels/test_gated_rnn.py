@@ -1,9 +1,12 @@
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -156,3 +159,21 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         gated_rnn(**arguments)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=5),
+    reverse=st.booleans(),
+    cell=st.sampled_from(list(CELLS)),
+)
+def test_a_sequence_in_a_pack_is_the_sequence_alone(lengths: list[int], reverse: bool, cell: Any) -> None:
+    inputs = make(cell, 1, sum(lengths), len(lengths))
+    x, state = inputs.pop("x"), inputs.pop("initial_state")
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    run = partial(gated_rnn, **inputs, cell=cell, reverse=reverse, return_final_state=True)
+    h, final = run(x, cu_seqlens=bounds, initial_state=state)
+    for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        h_alone, final_alone = run(x[:, begin:end], initial_state=state[i : i + 1])
+        torch.testing.assert_close(h[:, begin:end], h_alone)
+        torch.testing.assert_close(final[i : i + 1], final_alone)

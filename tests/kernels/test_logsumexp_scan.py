@@ -1,14 +1,17 @@
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mainstem.kernels import logcumsumexp, logsumexp_scan, logsumexp_scan_step
 
-BACKENDS = ["chunked"]
+BACKENDS = ["chunked", "cpu"]
 H, V = 2, 3
 
 
@@ -177,3 +180,20 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     arguments = {"s": torch.zeros(1, 4, H), "v": torch.zeros(1, 4, H, V), **change}
     with pytest.raises(ValueError, match=message):
         logsumexp_scan(**arguments)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=5),
+    reverse=st.booleans(),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_a_sequence_in_a_pack_is_the_sequence_alone(lengths: list[int], reverse: bool, backend: str) -> None:
+    inputs = make(1, sum(lengths), len(lengths))
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    packed = scan(**inputs, cu_seqlens=bounds, reverse=reverse, backend=backend)
+    for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        s, v, state = inputs["s"][:, begin:end], inputs["v"][:, begin:end], inputs["initial_state"][i : i + 1]
+        alone = scan(s=s, v=v, initial_state=state, reverse=reverse, backend=backend)
+        torch.testing.assert_close(packed[0][:, begin:end], alone[0])
+        torch.testing.assert_close([x[i : i + 1] for x in packed[1:]], list(alone[1:]))

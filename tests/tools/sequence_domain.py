@@ -1,4 +1,4 @@
-"""A domain over sequences, small enough that a whole comparison runs in a test: y_t is the running mean of x."""
+"""A domain over sequences, so small that a whole comparison runs in a test: y_t is the running mean of x."""
 
 from pathlib import Path
 from typing import Any, ClassVar

@@ -1,6 +1,8 @@
-"""The smallest domain: y = 2x + noise by a linear map, so that the tools are tested without one of the real domains."""
+"""The smallest domain, a linear map, so that the tools are tested without one of the real domains."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +51,10 @@ class Toy(DomainModule):
         return self.net(x).squeeze(-1)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        if os.environ.get("TOY_DIES_AT") == str(self.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("TOY_STOPS_AT") == str(self.global_step):
+            raise KeyboardInterrupt
         loss = nn.functional.mse_loss(self(batch[0]), batch[1])
         self.log("train/loss", loss)
         return loss
@@ -73,6 +79,9 @@ class Toy(DomainModule):
         self, outputs: list[Tensor], datamodule: LightningDataModule, directory: Path
     ) -> list[Path]:
         target = directory / "predictions.csv"
+        if os.environ.get("TOY_CANNOT_WRITE"):
+            target.write_text("half")
+            raise RuntimeError("disk full")
         with target.open("w", newline="") as file:
             csv.writer(file).writerows([[value] for value in torch.cat(outputs).tolist()])
         return [target]

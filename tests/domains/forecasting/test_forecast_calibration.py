@@ -59,7 +59,7 @@ def test_shift_is_the_order_statistic_of_the_observed_scores() -> None:
 
 
 def test_median_stays_and_nothing_crosses() -> None:
-    target, quantiles, sd = skewed(500, seed=5)
+    _, quantiles, sd = skewed(500, seed=5)
     crossed = quantiles.flip(-1)
     calibrated = fitted()(crossed, sd)
     assert torch.equal(calibrated[..., 2], crossed[..., 2])

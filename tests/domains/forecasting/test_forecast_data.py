@@ -1,6 +1,8 @@
 """The data module: counts, predictions' windows, state in checkpoints, resuming, and its sentences."""
 
+import inspect
 import warnings
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import OmegaConf
 
+from mainstem import BackboneConfig
+from mainstem.core.mixers import MIXERS
 from mainstem.domains.forecasting.data import ForecastData
+from mainstem.domains.forecasting.task import Forecaster
 
 # Of torch, within Lightning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
@@ -441,3 +447,30 @@ def test_an_unknown_channel_of_a_public_set_is_refused() -> None:
         pytest.skip("ILI is not here")
     module = ForecastData("ili", str(REAL / "ili"), channels=["flu"], lookback=36, horizon=24)
     assert "channel 'flu' is not in the file" in refused(module)
+
+
+# Configurations
+
+CONFIGS = files("mainstem") / "configs"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (CONFIGS / "forecasting").iterdir()))
+def test_a_shipped_configuration_fits_the_constructors(name: str) -> None:
+    config: Any = OmegaConf.load(str(CONFIGS / "forecasting" / name))
+    given = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(given, dict)
+    options, model = given["data"]["init_args"], given["model"]["init_args"]
+    if options["source"] == "file":
+        options["path"] = "mine.csv"
+    module = ForecastData(**options)
+    assert (model["lookback"], model["horizon"]) == (module.lookback, module.horizon)
+    assert {*model} <= {*inspect.signature(Forecaster.__init__).parameters}
+    BackboneConfig(**model["backbone"])
+
+
+def test_every_mixer_has_its_configuration() -> None:
+    names = {path.name.partition(".")[0] for path in (CONFIGS / "mixers").iterdir()}
+    assert names == {*MIXERS}
+    for name in names:
+        config = OmegaConf.load(str(CONFIGS / "mixers" / f"{name}.yaml"))
+        assert config == {"model": {"init_args": {"backbone": {"mixer": name}}}}

@@ -16,7 +16,15 @@ HEADS = ["point", "quantile", "gaussian", "student_t"]
 
 
 def batch_of(
-    B: int = 3, L: int = 10, H: int = 7, C: int = 2, *, known: int = 0, past: int = 0, static: int = 0, seed: int = 0
+    B: int = 3,
+    L: int = 10,
+    H: int = 7,
+    C: int = 2,
+    *,
+    known: int = 0,
+    past: int = 0,
+    static: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     hours = torch.arange(L + H) + torch.arange(B)[:, None]
@@ -84,7 +92,9 @@ def test_untrained_model_without_ridge_is_the_window_mean(name: Any) -> None:
 
 
 @pytest.mark.parametrize("mixing", [False, True])
-@pytest.mark.parametrize(("L", "H", "length", "stride"), [(10, 7, 4, 4), (10, 7, 4, 3), (8, 1, 8, 8), (5, 9, 1, 1)])
+@pytest.mark.parametrize(
+    ("L", "H", "length", "stride"), [(10, 7, 4, 4), (10, 7, 4, 3), (8, 1, 8, 8), (5, 9, 1, 1)]
+)
 def test_shapes(L: int, H: int, length: int, stride: int, mixing: bool) -> None:
     part = residual(L, H, patch_length=length, patch_stride=stride, channel_mixing=mixing, num_outputs=3)
     assert part(batch_of(3, L, H)).shape == (3, H, 2, 3)
@@ -117,15 +127,19 @@ def test_masked_inputs_and_future_targets_change_nothing(hidden: float) -> None:
 
 def test_an_observed_input_changes_the_forecast_of_its_channel_only_unless_channels_mix() -> None:
     batch = batch_of()
-    changed = {**batch, "past_values": batch["past_values"].clone(), "past_observed": batch["past_observed"].clone()}
+    changed = {
+        **batch,
+        "past_values": batch["past_values"].clone(),
+        "past_observed": batch["past_observed"].clone(),
+    }
     changed["past_values"][:, -1, 0] += 1
     changed["past_observed"][:, -1, 0] = True
     for mixing in (False, True):
         part = residual(channel_mixing=mixing)
         awake(part)
         difference = (part(changed) - part(batch)).abs().amax((0, 1, 3))
-        assert float(difference[0]) > 0
-        assert (float(difference[1]) > 0) == mixing
+        assert difference[0] > 0
+        assert bool(difference[1] > 0) == mixing
 
 
 def test_known_covariates_reach_their_own_steps_and_past_ones_only_the_lookback() -> None:
@@ -180,7 +194,9 @@ def test_quantiles_never_cross(name: Any) -> None:
 
 def test_zero_outputs_of_the_quantile_head_are_normal_quantiles() -> None:
     head = build_head("quantile", LEVELS)
-    quantiles = head.quantiles(head(torch.zeros(1, 1, 1, 5), torch.tensor([[[2.0]]]), torch.tensor([[[3.0]]])))
+    quantiles = head.quantiles(
+        head(torch.zeros(1, 1, 1, 5), torch.tensor([[[2.0]]]), torch.tensor([[[3.0]]]))
+    )
     torch.testing.assert_close(quantiles[0, 0, 0], torch.tensor(stats.norm.ppf(LEVELS, 2, 3)).float())
 
 
@@ -189,7 +205,9 @@ def test_zero_outputs_of_the_quantile_head_are_normal_quantiles() -> None:
 def test_losses_have_finite_gradients(name: Any, scale: float) -> None:
     head = build_head(name, LEVELS)
     raw = (10 * torch.randn(20, 3, 2, head.num_outputs)).requires_grad_()
-    loss = head.loss(head(raw, torch.zeros(20, 3, 2), torch.full((20, 3, 2), scale)), torch.randn(20, 3, 2)).sum()
+    loss = head.loss(
+        head(raw, torch.zeros(20, 3, 2), torch.full((20, 3, 2), scale)), torch.randn(20, 3, 2)
+    ).sum()
     loss.backward()
     assert raw.grad is not None
     assert loss.isfinite()
@@ -203,7 +221,10 @@ def test_losses_have_finite_gradients(name: Any, scale: float) -> None:
         (lambda: build_head("point", LEVELS, "l3"), "loss='l3' is unknown: choose one of mse, l1, huber"),
         (lambda: build_head("quantile", [0.1, 0.9]), "has no 0.5"),
         (lambda: build_head("point", [0.1, 1.0]), "between 0 and 1"),
-        (lambda: residual(patch_length=11, patch_stride=4), "patch_length=11 must be from 1 to the lookback, 10"),
+        (
+            lambda: residual(patch_length=11, patch_stride=4),
+            "patch_length=11 must be from 1 to the lookback, 10",
+        ),
         (lambda: residual(patch_stride=5), "patch_stride=5 must be from 1 to patch_length, 4"),
         (lambda: ForecastModel(build_head("point", LEVELS), 7, None, None), "leave no model"),
     ],

@@ -240,6 +240,12 @@ def test_an_unreadable_time_is_refused() -> None:
     assert "time_format='%d.%m.%Y'" in refused(frame, time_format="%d.%m.%Y")
 
 
+def test_times_without_a_common_format_are_refused_and_read_with_one() -> None:
+    hours = table().assign(date=[f"{i // 60:02}h{i % 60:02}" for i in range(40)])
+    assert "holds '00h00' in data row 1, which cannot be read" in refused(hours)
+    assert read_series(hours, time_format="%Hh%M")[0].frequency == "min"
+
+
 def test_a_repeated_time_stamp_is_refused() -> None:
     frame = table()
     frame.loc[7, "date"] = frame.date[6]

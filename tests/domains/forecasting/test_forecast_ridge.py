@@ -198,7 +198,9 @@ def test_items_are_fitted_one_by_one() -> None:
     x, y = design(Both.parts[1])
     pooled = model.weight[0].double()
     both = torch.cat([design(part)[0] for part in Both.parts], 1)
-    expected = pooled + ridge_solution(x[1], y[1] - x[1] @ pooled, 0.01 * both.square().sum((0, 1)).mean() / 4)
+    expected = pooled + ridge_solution(
+        x[1], y[1] - x[1] @ pooled, 0.01 * both.square().sum((0, 1)).mean() / 4
+    )
     torch.testing.assert_close(model.weight[4], expected.float(), rtol=1e-3, atol=1e-4)
 
 
