@@ -24,14 +24,14 @@ from torch.utils.checkpoint import checkpoint
 
 from .block import Block
 from .config import BackboneConfig
-from .hub import Pretrained
+from .hub import MODEL_CARD, Pretrained
 from .mixers import MixerName
 from .norms import EPS
 from .packed import pack, unpack
 from .state import BackboneState, State
 
 
-class Backbone(nn.Module, Pretrained, library_name="mainstem", license="apache-2.0"):
+class Backbone(nn.Module, Pretrained, library_name="mainstem", model_card_template=MODEL_CARD):
     """Pre-norm stack of token and channel mixers; ``(B, T, D)`` to ``(B, T, D)``.
 
     Args:

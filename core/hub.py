@@ -11,6 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A linear-RNN backbone. Load it with `from mainstem import Backbone; Backbone.from_pretrained(...)`.
+"""
 
 
 class Pretrained(PyTorchModelHubMixin):

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from .operations import Operation
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Split at commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
+    """Split at commas into integers."""
     return [int(number) for number in text.split(",")]
 
 
@@ -26,16 +28,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser("mainstem bench", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--op", type=_names, default=["all"], help="operations, comma-separated (default: all)"
+        "--op", type=names, default=["all"], help="operations, comma-separated (default: all)"
     )
-    parser.add_argument("--decay", type=_names, default=["all"], help="none,head,token,key (default: all)")
+    parser.add_argument("--decay", type=names, default=["all"], help="none,head,token,key (default: all)")
     parser.add_argument(
-        "--backend", type=_names, default=["all"], help="reference,chunked,cpu,triton (default: all)"
+        "--backend", type=names, default=["all"], help="reference,chunked,cpu,triton (default: all)"
     )
     parser.add_argument("--peer", default="sdpa", choices=["sdpa", "none"], help="what ratios are taken to")
     parser.add_argument(
         "--lengths",
-        type=_integers,
+        type=integers,
         default=[512, 2048, 8192, 16384],
         help="values of T (512,2048,8192,16384)",
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 DEFAULT_MIXERS = "gla,mamba2,gated_deltanet,attention"
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Split at commas, each name once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
@@ -21,7 +22,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", action="append", required=True, help="as for `mainstem fit`")
-    parser.add_argument("--mixers", type=_names, default=_names(DEFAULT_MIXERS), help=DEFAULT_MIXERS)
+    parser.add_argument("--mixers", type=names, default=names(DEFAULT_MIXERS), help=DEFAULT_MIXERS)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each mixer (3)")
     parser.add_argument("--output", type=Path, help="folder of the report (compare/NAME-OF-CONFIG)")
     return parser.parse_known_args(argv)

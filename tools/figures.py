@@ -78,7 +78,10 @@ def _metrics(summary: Summary, colour: Mapping[str, str]) -> Figure:
     names = list(summary.metrics)[:4]
     across = min(2, len(names))
     down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(4.6 * across, down * (1.3 + 0.34 * len(summary.rows))), layout="constrained")
+    figure = Figure(
+        figsize=(4.6 * across, down * (1.3 + 0.34 * len(summary.rows) + 0.12 * len(summary.baselines))),
+        layout="constrained",
+    )
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for panel, name in zip(panels, names):
         _metric_panel(panel, name, summary, colour)
@@ -98,8 +101,8 @@ def _metric_panel(panel: Axes, metric: str, summary: Summary, colour: Mapping[st
     off_scale = _draw_baselines(panel, baselines, values)
     panel.set_yticks(range(len(mixers)), mixers)
     panel.set_ylim(len(mixers) - 0.5, -0.6)
-    note = f"\noff the scale: {', '.join(off_scale)}" if off_scale else ""
-    panel.set_xlabel(f"{_label(metric, summary)}{note}")
+    notes = [f"off the scale: {note}" for note in off_scale]
+    panel.set_xlabel("\n".join([_label(metric, summary), *notes]))
     panel.grid(axis="x", alpha=0.25)
 
 
@@ -162,12 +165,18 @@ def _tradeoff(summary: Summary, colour: Mapping[str, str]) -> Figure:
 def _scatter(
     panel: Axes, points: Sequence[tuple[Row, float]], metric: str, colour: Mapping[str, str]
 ) -> None:
-    for row, x in points:
+    for place, (row, x) in enumerate(sorted(points, key=lambda point: point[1])):
         found = row.metric(metric)
         panel.errorbar(
             x, found.mean, found.std or 0, fmt="o", ms=7, capsize=3, color=colour[row.mixer], label=row.mixer
         )
-        panel.annotate(row.mixer, (x, found.mean), xytext=(8, 5), textcoords="offset points", fontsize=9)
+        panel.annotate(
+            row.mixer,
+            (x, found.mean),
+            xytext=(8, -13 if place % 2 else 5),
+            textcoords="offset points",
+            fontsize=9,
+        )
     xs = [x for _, x in points]
     panel.margins(x=0.25, y=0.2)
     if min(xs) > 0 and max(xs) > 8 * min(xs):

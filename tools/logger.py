@@ -3,9 +3,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 
 class RunLogger(CSVLogger):
@@ -26,6 +26,7 @@ class RunLogger(CSVLogger):
         """The writer, made at first use."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir, self.steps)
+        assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -180,7 +180,10 @@ def _facts(summary: Summary, comparison: "Comparison") -> dict[str, str]:
         return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
 
     results = [result for row in summary.rows for result in row.results]
-    sizes = [f"{row.mixer} dim {row.size.dim}, hidden {row.size.hidden or 'default'}" for row in summary.rows]
+    sizes = [
+        f"{row.mixer} dim {row.size.dim}" + (f", hidden {row.size.hidden}" if row.size.hidden else "")
+        for row in summary.rows
+    ]
     facts = {
         "seeds": ", ".join(map(str, comparison.seeds)),
         "training steps": span([result.steps for result in results]),

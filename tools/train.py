@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError
 
 from ..core.training import DomainModule, EpochSeed, RunCheckpoint, UntrainedCandidate, read_checkpoint
@@ -134,11 +134,12 @@ class MainstemCLI(LightningCLI):
     def _folder(self, root: str | None) -> Path:
         if self.request.run is not None:
             return self.request.run
-        if rank_zero_only.rank != 0:
-            return runs.ROOT / self.model.domain() / "0"  # Lightning takes the folder of the first process
+        domain: str = self.model.domain()
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return runs.ROOT / domain / "0"  # Lightning takes the folder of the first process
         if self.request.output is not None:
             return runs.named(self.request.output)
-        return runs.new(self.model.domain(), Path(root) if root is not None else runs.ROOT)
+        return runs.new(domain, Path(root) if root is not None else runs.ROOT)
 
     def _loggers(self, given: Any) -> list[Logger]:
         assert self.run_dir is not None
@@ -213,7 +214,8 @@ class MainstemCLI(LightningCLI):
         console.print(f"run  {self.run_dir}\nnext mainstem test --run {self.run_dir}")
 
     def _checkpoints(self, name: str) -> list[RunCheckpoint]:
-        found = [callback for callback in self.trainer.callbacks if isinstance(callback, RunCheckpoint)]
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        found = [callback for callback in callbacks if isinstance(callback, RunCheckpoint)]
         return [callback for callback in found if callback.filename == name and callback.best_model_path]
 
     def validate(self, **kwargs: Any) -> None:

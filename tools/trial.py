@@ -74,7 +74,7 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
         seed=seed,
         domain=module.domain(),
         dim=trial.dim,
-        hidden=trial.hidden,
+        hidden=backbone.config.width if backbone.config.channel_mixer == "swiglu" else None,
         parameters=parameters(module),
         target_parameters=trial.target,
         metrics={},

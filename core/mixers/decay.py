@@ -152,14 +152,7 @@ class ExponentialGates(NoDecay):
         """Give the gates and m."""
         i, log_f = self.input_and_forget(x)
         before = pick(state, "maximum")
-        maximum, after = max_plus_scan(
-            log_f.detach(),
-            i.detach(),
-            cu_seqlens=p.cu_seqlens,
-            initial_state=before,
-            reverse=p.reverse,
-            return_final_state=True,
-        )
+        maximum, after = max_plus_scan(log_f, i, initial_state=before, **p.keywords("scan"))
         if before is None:
             before = torch.full_like(after, -math.inf)
         entering = packed.previous(maximum, before, p.cu_seqlens, reverse=p.reverse)

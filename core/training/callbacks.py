@@ -45,10 +45,15 @@ class UntrainedCandidate(Callback):
         Raises:
             ValueError: a callback monitors a validation metric that the model does not log.
         """
-        if trainer.global_step > 0 or not trainer.enable_validation or trainer.fast_dev_run:
+        if (
+            trainer.global_step > 0
+            or not trainer.enable_validation
+            or getattr(trainer, "fast_dev_run", False)
+        ):
             return
         validate(trainer)
-        monitors = [call for call in trainer.callbacks if isinstance(call, ModelCheckpoint | EarlyStopping)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [call for call in callbacks if isinstance(call, ModelCheckpoint | EarlyStopping)]
         for callback in monitors:
             check_monitor(callback, trainer)
         for callback in monitors:

@@ -46,7 +46,7 @@ def forecast_figure(
     """
     columns = 1 if len(panels) == 1 else 2
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns + 1, 2.3 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(5.0 * columns + 2.0, 2.2 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, np.asarray(time), panel, levels, point)
@@ -60,7 +60,15 @@ def forecast_figure(
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:
         axis.tick_params(labelbottom=True)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        frameon=False,
+        fontsize=8,
+        columnspacing=1.2,
+    )
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

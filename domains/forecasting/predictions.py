@@ -105,10 +105,11 @@ def window_figure(
         )
         for channel, name in enumerate(data.channels[:MAX_PANELS])
     ]
-    more = len(data.channels) - len(panels)
-    title = data.series[item].item + (
-        f" (first {len(panels)} of {len(data.channels)} channels)" if more else ""
-    )
+    title = data.series[item].item
+    if len(data.channels) > len(panels):
+        title += f" (first {len(panels)} of {len(data.channels)} channels)"
+    elif title == data.channels[0]:
+        title = ""
     return forecast_figure(time, panels, levels=levels, point=point, title=title)
 
 

@@ -84,8 +84,8 @@ def _ridge(xx: Tensor, xy: Tensor, penalty: Tensor) -> Tensor:
 class RidgeHead(nn.Module):
     r"""Linear forecast in closed form, fitted in one streaming pass over the training windows.
 
-    $\hat y = \mu + W_g^\top \phi$ with $\phi = [x - \mu,\ \sigma,\ \text{one-hot of the calendar}]$ at the last step,
-    $W_0 = (S + \lambda I)^{-1} XY$ over all series, and
+    $\hat y = \mu + W_g^\top \phi$ with $\phi = [x - \mu,\ \sigma,\ \text{one-hot of the calendar}]$ at the
+    last step, $W_0 = (S + \lambda I)^{-1} XY$ over all series, and
     $W_g = W_0 + (XX_g + \lambda_2 I)^{-1}(XY_g - XX_g W_0)$ for every (item, channel) g of G;
     λ is relative to the mean diagonal of S, λ₂ to that of S / G. The squared error on the validation windows
     chooses λ₂ (or W₀ for all) and the calendar column (or none). Toner & Darlow, "An Analysis of Linear Time
@@ -163,7 +163,7 @@ class RidgeHead(nn.Module):
 
     def _predict(self, weight: Tensor, x: Tensor, item: Tensor) -> Tensor:
         """X (C, B, F) -> (C, B, H) with the weights (1 + G, F, H) of each row's item, or the pooled ones."""
-        C = len(x)
+        C, weight = len(x), weight.to(x.dtype)
         if len(weight) == 1 or self.num_channels != C:
             return x @ weight[0]
         out = x.new_empty(C, x.shape[1], self.horizon)

@@ -69,12 +69,12 @@ class Forecaster(DomainModule):
     """
 
     summary_metrics: ClassVar[dict[str, MetricInfo]] = {
-        "mse": ("lower", "scaled²"),
-        "mae": ("lower", "scaled"),
-        "mase": ("lower", "errors of the seasonal naive"),
-        "mae_original": ("lower", "data units"),
-        "crps": ("lower", "scaled"),
-        "crps_calibrated": ("lower", "scaled"),
+        "mse": ("lower", "σ²"),
+        "mae": ("lower", "σ"),
+        "mase": ("lower", ""),
+        "mae_original": ("lower", "data's"),
+        "crps": ("lower", "σ"),
+        "crps_calibrated": ("lower", "σ"),
     }
     items: list[str]
     mase_scale: Tensor
@@ -113,7 +113,8 @@ class Forecaster(DomainModule):
         self.items = []
         self.scores = nn.ModuleDict()
         for stage in ("val", "test"):
-            names = ["loss", *_ERRORS, "crps", "crps_calibrated", "coverage", "coverage_uncalibrated"]
+            names = [*_ERRORS, "crps"]
+            names += ["loss"] if stage == "val" else ["crps_calibrated", "coverage", "coverage_uncalibrated"]
             rows = {"model": names, **{name: [*_ERRORS] for name in BASELINES if stage == "test"}}
             self.scores[stage] = nn.ModuleDict(
                 {row: nn.ModuleDict({name: ObservedMean() for name in named}) for row, named in rows.items()}
@@ -145,17 +146,16 @@ class Forecaster(DomainModule):
         self.model = ForecastModel(self.head, self.horizon, ridge, residual)
 
     def setup(self, stage: str) -> None:
-        """Build the network for the data, and fit the ridge unless a checkpoint brings it.
+        """Build the network for the data.
 
         Raises:
             ValueError: if the data module's windows are not those of the model.
         """
         self.attach(self.data)
-        if self.trainer.ckpt_path is None:
-            if stage == "fit":
-                self.fit_ridge(self.data)
-            elif self.network.ridge is not None and not self.network.ridge.fitted:
-                raise ValueError("the model is not trained: fit it first, or give ckpt_path")
+
+    def on_fit_start(self) -> None:
+        """Fit the ridge, unless the checkpoint that training resumes from has brought it."""
+        self.fit_ridge(self.data)
 
     def attach(self, data: ForecastData) -> None:
         """Build the network for the data if there is none yet, and check that they fit.
@@ -231,11 +231,23 @@ class Forecaster(DomainModule):
     def on_validation_start(self) -> None:
         """Begin to collect windows for the calibration."""
         self._kept = []
-        self.mase_scale = naive_error(self.data, self.season or 1)
+        self._begin_evaluation()
 
     def on_test_start(self) -> None:
-        """Measure the naive error that the MASE is relative to."""
+        """Refuse a model that was never fitted."""
+        self._begin_evaluation()
+
+    def on_predict_start(self) -> None:
+        """Refuse a model that was never fitted."""
+        self._check_fitted()
+
+    def _begin_evaluation(self) -> None:
+        self._check_fitted()
         self.mase_scale = naive_error(self.data, self.season or 1)
+
+    def _check_fitted(self) -> None:
+        if self.network.ridge is not None and not self.network.ridge.fitted:
+            raise ValueError("the model is not trained: fit it first, or give ckpt_path")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Update the validation metrics."""
@@ -269,10 +281,12 @@ class Forecaster(DomainModule):
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
         forecast: Tensor = self(self.known_items(batch))
         target, observed = batch["future_values"], batch["future_observed"]
-        scores = {"loss": self.head.loss(forecast, target)}
+        scores: dict[str, Tensor] = {}
         if self.head.num_outputs > 1:
             scores["crps"] = self.head.crps(forecast, target)
-        if stage == "test":
+        if stage == "val":
+            scores["loss"] = self.head.loss(forecast, target)
+        else:
             scores |= self._interval_scores(forecast, batch)
         for name, values in scores.items():
             self._update(stage, "model", name, values, observed)
@@ -282,7 +296,9 @@ class Forecaster(DomainModule):
     def _interval_scores(self, forecast: Tensor, batch: Batch) -> dict[str, Tensor]:
         """CRPS of the calibrated quantiles, and whether the outermost hold the target, before and after."""
         target = batch["future_values"]
-        quantiles = {"coverage_uncalibrated": self.head.quantiles(forecast)}
+        quantiles: dict[str, Tensor] = {}
+        if self.head.num_outputs > 1:
+            quantiles["coverage_uncalibrated"] = self.head.quantiles(forecast)
         scores: dict[str, Tensor] = {}
         if self.calibration.fitted:
             quantiles["coverage"] = self.calibrated(forecast, batch)
@@ -304,7 +320,7 @@ class Forecaster(DomainModule):
     def _update(self, stage: str, row: str, name: str, values: Tensor, observed: Tensor) -> None:
         metric = self.scores[stage][row][name]  # type: ignore[index]
         metric.update(values, observed)
-        shown = name.replace("coverage", f"coverage_{self.interval}")
+        shown = name.replace("coverage", f"coverage{self.interval}")
         key = f"{stage}/{shown}" if row == "model" else f"{stage}/{row}/{shown}"
         self.log(key, metric, on_step=False, on_epoch=True, batch_size=len(values))
 

@@ -14,7 +14,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from ..simd import Launcher, jit
+from ..simd import Launcher, jit, kernel
 from ..token_groups import as_array, sequence_table
 
 BLOCK = 64
@@ -136,7 +136,7 @@ def _tasks(walks: Any, x: Tensor) -> int:
     return len(walks) * -(-x.shape[2] // BLOCK)
 
 
-@jit()
+@jit
 def _block(task, size):
     """Return the sequence of a task, and where its channels begin and end."""
     blocks = (size + BLOCK - 1) // BLOCK
@@ -144,7 +144,7 @@ def _block(task, size):
     return task // blocks, begin, min(begin + BLOCK, size)
 
 
-@jit()
+@jit
 def _elementwise_task(task, walks, a, b, state, out, final):
     i, begin, end = _block(task, b.shape[2])
     row, start, step, n = walks[i]
@@ -159,7 +159,7 @@ def _elementwise_task(task, walks, a, b, state, out, final):
     final[i, begin:end] = h
 
 
-@jit()
+@jit
 def _elementwise_backward_task(task, walks, dh, dstate, a, b, state, da, db, dinitial):
     i, begin, end = _block(task, b.shape[2])
     row, start, step, n = walks[i]
@@ -184,7 +184,7 @@ def _elementwise_backward_task(task, walks, dh, dstate, a, b, state, da, db, din
     dinitial[i, begin:end] = g
 
 
-@jit()
+@jit
 def _softmax_token(s, v, m, u, w, one):
     """Take one token into ``[u, w]`` below the level m, and return the new m and u."""
     if s == -np.inf:
@@ -199,7 +199,7 @@ def _softmax_token(s, v, m, u, w, one):
     return m, keep * u + gate
 
 
-@jit()
+@jit
 def _logsumexp_task(task, walks, s, v, state, out, final):
     H, V = v.shape[2:]
     i, head = task // H, task % H
@@ -217,7 +217,7 @@ def _logsumexp_task(task, walks, s, v, state, out, final):
     final[i, head, 2:] = w
 
 
-@jit()
+@jit
 def _logsumexp_backward_task(task, walks, do, dstate, s, v, state, ds, dv, dinitial):
     H, V = v.shape[2:]
     i, head = task // H, task % H
@@ -259,7 +259,7 @@ def _logsumexp_backward_task(task, walks, do, dstate, s, v, state, ds, dv, dinit
     dinitial[i, head, 2:] = dw
 
 
-@jit()
+@jit
 def _logcumsumexp_task(task, walks, s, state, level, total, final):
     i, begin, end = _block(task, s.shape[2])
     row, start, step, n = walks[i]
@@ -281,7 +281,7 @@ def _logcumsumexp_task(task, walks, s, state, level, total, final):
         final[i, begin + j] = m[j] + math.log(u[j]) if u[j] != 0 else m[j]
 
 
-@jit()
+@jit
 def _logcumsumexp_backward_task(task, walks, dz, dstate, s, state, level, total, final, ds, dinitial):
     i, begin, end = _block(task, s.shape[2])
     row, start, step, n = walks[i]
@@ -303,7 +303,7 @@ def _logcumsumexp_backward_task(task, walks, dz, dstate, s, state, level, total,
         dinitial[i, j] = g
 
 
-@jit()
+@jit
 def _max_plus_task(task, walks, g, x, state, out, final):
     i, begin, end = _block(task, x.shape[2])
     row, start, step, n = walks[i]
@@ -316,85 +316,85 @@ def _max_plus_task(task, walks, g, x, state, out, final):
     final[i, begin:end] = m
 
 
-@jit()
+@kernel()
 def _elementwise_forward_serial(tasks, *args):
     for task in range(tasks):
         _elementwise_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _elementwise_forward_parallel(tasks, *args):
     for task in prange(tasks):
         _elementwise_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _elementwise_backward_serial(tasks, *args):
     for task in range(tasks):
         _elementwise_backward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _elementwise_backward_parallel(tasks, *args):
     for task in prange(tasks):
         _elementwise_backward_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _logsumexp_forward_serial(tasks, *args):
     for task in range(tasks):
         _logsumexp_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _logsumexp_forward_parallel(tasks, *args):
     for task in prange(tasks):
         _logsumexp_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _logsumexp_backward_serial(tasks, *args):
     for task in range(tasks):
         _logsumexp_backward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _logsumexp_backward_parallel(tasks, *args):
     for task in prange(tasks):
         _logsumexp_backward_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _logcumsumexp_forward_serial(tasks, *args):
     for task in range(tasks):
         _logcumsumexp_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _logcumsumexp_forward_parallel(tasks, *args):
     for task in prange(tasks):
         _logcumsumexp_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _logcumsumexp_backward_serial(tasks, *args):
     for task in range(tasks):
         _logcumsumexp_backward_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _logcumsumexp_backward_parallel(tasks, *args):
     for task in prange(tasks):
         _logcumsumexp_backward_task(np.int64(task), *args)
 
 
-@jit()
+@kernel()
 def _max_plus_forward_serial(tasks, *args):
     for task in range(tasks):
         _max_plus_task(task, *args)
 
 
-@jit(parallel=True)
+@kernel(parallel=True)
 def _max_plus_forward_parallel(tasks, *args):
     for task in prange(tasks):
         _max_plus_task(np.int64(task), *args)

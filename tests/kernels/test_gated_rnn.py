@@ -172,8 +172,8 @@ def test_a_sequence_in_a_pack_is_the_sequence_alone(lengths: list[int], reverse:
     x, state = inputs.pop("x"), inputs.pop("initial_state")
     bounds = torch.tensor([0, *lengths]).cumsum(0)
     run = partial(gated_rnn, **inputs, cell=cell, reverse=reverse, return_final_state=True)
-    h, final = run(x, cu_seqlens=bounds, initial_state=state)
+    h, final = run(x=x, cu_seqlens=bounds, initial_state=state)
     for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
-        h_alone, final_alone = run(x[:, begin:end], initial_state=state[i : i + 1])
+        h_alone, final_alone = run(x=x[:, begin:end], initial_state=state[i : i + 1])
         torch.testing.assert_close(h[:, begin:end], h_alone)
         torch.testing.assert_close(final[i : i + 1], final_alone)

@@ -57,7 +57,8 @@ class SequenceTask(DomainModule):
         self.evaluate(batch, "test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self(batch[0])
+        out: Tensor = self(batch[0])
+        return out
 
     def write_predictions(
         self, outputs: list[Tensor], datamodule: LightningDataModule, directory: Path

@@ -9,10 +9,10 @@ import pytest
 from mainstem.core.config import BackboneConfig
 from mainstem.core.mixers import MIXERS
 from mainstem.tools import compare, comparison
+from mainstem.tools.errors import UserError
 from mainstem.tools.matching import TOLERANCE, match
 from mainstem.tools.results import Result
 from mainstem.tools.sizing import count_backbone
-from mainstem.tools.summary import summarise
 
 CONFIG = """
 model:
@@ -70,9 +70,9 @@ def test_the_csv_has_a_line_for_every_mixer_and_baseline(done: Folder) -> None:
         assert float(line["inference_us_per_token"]) > 0
         assert int(line["peak_bytes"]) > 50e6
         assert int(line["context_tokens"]) == 12
-    # A cache of keys and values for 12 tokens, against one complex number a channel.
-    assert int(lines["attention"]["state_bytes"]) == 12 * 2 * 16 * 4
-    assert int(lines["lru"]["state_bytes"]) < int(lines["attention"]["state_bytes"])
+    # A cache of keys and values for 12 tokens and its position, against one complex number a channel.
+    assert 0 <= int(lines["attention"]["state_bytes"]) - 12 * 2 * 16 * 4 <= 16
+    assert 0 < int(lines["lru"]["state_bytes"]) < 12 * 2 * 16 * 4
 
 
 def test_every_training_is_counted_and_followed(done: Folder) -> None:
@@ -95,7 +95,7 @@ def test_the_page_shows_table_figures_and_pictures(done: Folder) -> None:
 
 def test_the_same_call_trains_nothing_again(done: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = done.results()
-    monkeypatch.setattr(comparison.subprocess, "Popen", None)
+    monkeypatch.setattr("mainstem.tools.comparison.subprocess.Popen", None)
     monkeypatch.setattr(comparison, "find_sizes", None)
     (done.report / "report.html").unlink()
     assert done.compare() == 0
@@ -114,12 +114,14 @@ def test_an_interrupted_comparison_trains_only_what_is_missing(done: Folder) -> 
 def test_other_arguments_need_another_folder(
     done: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="holds a comparison with another configuration, other overrides"):
+    with pytest.raises(UserError, match="holds a comparison with another configuration, other overrides"):
         done.compare("--trainer.max_epochs=3")
     monkeypatch.chdir(tmp_path)
-    find = lambda *overrides: (  # noqa: E731
-        comparison.Comparison.prepare([str(done.path / "config.yaml")], overrides, ["lru"], 1, None).folder
-    )
+
+    def find(*overrides: str) -> Path:
+        config = str(done.path / "config.yaml")
+        return comparison.Comparison.prepare([config], overrides, ["lru"], 1, None).folder
+
     first = find()
     assert first == Path("compare/config")
     first.mkdir(parents=True)
@@ -129,7 +131,7 @@ def test_other_arguments_need_another_folder(
 
 
 def test_a_configuration_that_is_refused_is_told_in_one_sentence(done: Folder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.backbone.depht.*depth"):
+    with pytest.raises(UserError, match=r"backbone.depht is unknown: did you mean 'depth'"):
         compare.main([*done.arguments, "--output", str(tmp_path / "new"), "--model.backbone.depht=3"])
     assert not (tmp_path / "new").exists()
 
@@ -148,7 +150,7 @@ def test_a_wrong_argument_is_told_in_one_sentence(
 ) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         compare.main(["-c", "config.yaml", *arguments])
     assert not (tmp_path / "compare").exists()
 
@@ -185,75 +187,3 @@ def test_another_width_is_tried_where_the_channel_mixer_is_not_enough() -> None:
     size = match(count, 20 * 64**2, dim=64, heads=4)
     assert size.matched
     assert size.dim < 64
-
-
-def result(mixer: str, seed: int, mse: float, **changes: Any) -> Result:
-    fields: dict[str, Any] = {
-        "mixer": mixer,
-        "seed": seed,
-        "domain": "forecasting",
-        "dim": 32,
-        "hidden": 80,
-        "parameters": 1000,
-        "target_parameters": 1000,
-        "metrics": {"mse": mse},
-        "baselines": {"ridge": {"mse": 0.5}},
-        "summary_metrics": {"mse": ["lower", "scaled²"], "crps": ["lower", ""]},
-        "context": 96,
-        "state_bytes": 2048,
-        "train_tokens": 1000,
-        "train_seconds": 2.0,
-        "steps": 10,
-        "epochs": 1,
-        "peak_bytes": 10**8,
-        "start_bytes": 10**7,
-        "inference_us": 3.0,
-        "monitor": "val/mse",
-        "curve": [[0, 1.0], [10, mse]],
-    }
-    return Result(**fields | changes)
-
-
-def verdict(first: list[float], second: list[float]) -> tuple[str | None, str]:
-    found = summarise(
-        {
-            "gla": [result("gla", seed, mse) for seed, mse in enumerate(first)],
-            "attention": [result("attention", seed, mse) for seed, mse in enumerate(second)],
-        }
-    )
-    return found.verdicts[0].winner, found.verdicts[0].text
-
-
-def test_a_difference_beyond_the_seed_spread_names_a_winner() -> None:
-    winner, text = verdict([0.30, 0.31, 0.32], [0.40, 0.41, 0.42])
-    assert winner == "gla"
-    assert "gla is best (0.310 ± 0.010), beyond seed noise from every other mixer" in text
-    assert "The best baseline, ridge (0.5), is worse by 0.19" in text
-
-
-def test_a_difference_within_the_seed_spread_names_none() -> None:
-    winner, text = verdict([0.30, 0.31, 0.32], [0.305, 0.315, 0.325])
-    assert winner is None
-    assert "gla has the best mean (0.310 ± 0.010), but this is within seed noise" in text
-    assert "leads attention by 0.005 (seed spread 0.014)" in text
-
-
-def test_a_large_mean_difference_that_one_seed_contradicts_names_none() -> None:
-    assert verdict([0.30, 0.30, 0.46], [0.45, 0.45, 0.455])[0] is None
-
-
-def test_one_seed_names_no_winner() -> None:
-    winner, text = verdict([0.1], [0.9])
-    assert winner is None
-    assert "one seed shows no spread" in text
-
-
-def test_equal_results_are_told_as_equal() -> None:
-    winner, text = verdict([0.3, 0.3], [0.3, 0.3])
-    assert winner is None
-    assert "gla and attention are the same" in text
-
-
-def test_a_better_baseline_is_told() -> None:
-    _, text = verdict([0.60, 0.61, 0.62], [0.70, 0.71, 0.72])
-    assert "The best baseline, ridge (0.5), is better by 0.11" in text

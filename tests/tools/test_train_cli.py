@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import os
 import pickle
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from toy_domain import Toy
 
 from mainstem.tools import cli, train
 from mainstem.tools.errors import Interrupted, UserError
@@ -259,7 +259,8 @@ def test_a_named_folder_is_not_overwritten(in_folder: Path) -> None:
 
 
 def test_a_checkpoint_of_the_command_line_loads_in_python(trained: Path) -> None:
-    loaded = Toy.load_from_checkpoint(trained / "checkpoints/best.ckpt", weights_only=True)
+    toy = importlib.import_module("toy_domain").Toy
+    loaded = toy.load_from_checkpoint(trained / "checkpoints/best.ckpt", weights_only=True)
     torch.testing.assert_close(loaded.state_dict(), state(trained, "best")["state_dict"])
     assert loaded.backbone_config.dim == 8
 

@@ -48,7 +48,8 @@ class Toy(DomainModule):
         self.net = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).squeeze(-1)
+        y: Tensor = self.net(x)
+        return y.squeeze(-1)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if os.environ.get("TOY_DIES_AT") == str(self.global_step):
@@ -73,7 +74,7 @@ class Toy(DomainModule):
         self.evaluate(batch, "test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self(batch[0])
+        return self.forward(batch[0])
 
     def write_predictions(
         self, outputs: list[Tensor], datamodule: LightningDataModule, directory: Path

@@ -186,7 +186,7 @@ def test_a_checkpoint_made_in_python_loads_plain(tmp_path: Path) -> None:
     loaded = Zero.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert loaded.backbone_config == config()
     assert loaded.warmup_steps == 3
-    assert float(loaded.weight) > 0
+    assert loaded.weight.item() > 0
 
 
 def test_a_moved_run_keeps_its_best_score(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -208,7 +208,7 @@ def test_losses_have_finite_gradients(name: Any, scale: float) -> None:
     loss = head.loss(
         head(raw, torch.zeros(20, 3, 2), torch.full((20, 3, 2), scale)), torch.randn(20, 3, 2)
     ).sum()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert raw.grad is not None
     assert loss.isfinite()
     assert raw.grad.isfinite().all()
@@ -217,8 +217,14 @@ def test_losses_have_finite_gradients(name: Any, scale: float) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_head("normal", LEVELS), "head='normal' is unknown: choose one of point, quantile"),
-        (lambda: build_head("point", LEVELS, "l3"), "loss='l3' is unknown: choose one of mse, l1, huber"),
+        (
+            lambda: build_head(cast(Any, "normal"), LEVELS),
+            "head='normal' is unknown: choose one of point, quantile",
+        ),
+        (
+            lambda: build_head("point", LEVELS, cast(Any, "l3")),
+            "loss='l3' is unknown: choose one of mse, l1, huber",
+        ),
         (lambda: build_head("quantile", [0.1, 0.9]), "has no 0.5"),
         (lambda: build_head("point", [0.1, 1.0]), "between 0 and 1"),
         (

@@ -63,7 +63,8 @@ def ridge_solution(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     # Ridge as least squares over augmented rows: another route than the normal equations.
     F = x.shape[1]
     rows = torch.cat([x, penalty.sqrt() * torch.eye(F, dtype=x.dtype)])
-    return torch.linalg.lstsq(rows, torch.cat([y, y.new_zeros(F, y.shape[1])])).solution
+    solution: Tensor = torch.linalg.lstsq(rows, torch.cat([y, y.new_zeros(F, y.shape[1])])).solution
+    return solution
 
 
 @pytest.mark.parametrize("block", [1, 1_000, 1_000_000])
