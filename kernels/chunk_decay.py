@@ -1,4 +1,4 @@
-"""What the chunked backends of the matrix-state operations share: walking in chunks, and decays within a chunk."""
+"""What the chunked matrix-state backends share: walking in chunks, and the decays within a chunk."""
 
 from collections.abc import Iterator
 
@@ -49,8 +49,8 @@ def suffix(x: Tensor) -> Tensor:
 class ChunkDecay:
     """Decays of one chunk, from its log-decays ``g (B, H, C, 1 or K)``.
 
-    Only sums of g are exponentiated, never a difference of two sums that may both be −inf; in the factored form,
-    taken where it is safe, the exponents are differences bounded by `SPREAD`.
+    Only sums of g are exponentiated, never a difference of two sums that may both be −inf; in the factored
+    form, taken where it is safe, the exponents are differences bounded by `SPREAD`.
 
     Attributes:
         start: decay from the chunk's start through each token ``(B, H, C, 1 or K)``.
@@ -98,8 +98,8 @@ class ChunkDecay:
 
         Args:
             g: log-decays of the chunk.
-            rows: what each token takes from before it: ``x ∘ dx`` of the left side of pairs and of the old state,
-                less ``y ∘ dy`` of the right side of pairs; a token's pair with itself left out.
+            rows: what each token takes from before it: ``x ∘ dx`` of the left side of pairs and of the old
+                state, less ``y ∘ dy`` of the right side of pairs; a token's pair with itself left out.
             columns: what each token gives to the state at the chunk's end, ``k ∘ dk``.
             through: what the state carries across the whole chunk ``(B, H, K)``.
         """

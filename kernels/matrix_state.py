@@ -17,7 +17,7 @@ def _shape(x: Tensor) -> str:
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise ``ValueError`` unless q and k are ``(B, T, H, K)`` and v is ``(B, T, H, V)``, all floating point."""
+    """Raise ``ValueError`` unless q, k are ``(B, T, H, K)`` and v is ``(B, T, H, V)``, all floating point."""
     if q.ndim != 4 or k.shape != q.shape:
         raise ValueError(f"q and k must have one shape (B, T, H, K), got q {_shape(q)} and k {_shape(k)}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
@@ -81,7 +81,7 @@ def check_state(name: str, state: Tensor, sequences: int, q: Tensor, v: Tensor) 
 def check_step(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor, *, per_head: bool
 ) -> None:
-    """Raise ``ValueError`` unless one token's q, k ``(B, H, K)``, v ``(B, H, V)`` and the state fit together."""
+    """Raise ``ValueError`` unless one token's q, k ``(B, H, K)``, v ``(B, H, V)`` and the state fit."""
     if q.ndim != 3 or k.shape != q.shape or v.ndim != 3 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             "one token needs q and k (B, H, K) and v (B, H, V),"
@@ -104,7 +104,7 @@ def token_decay(decay: Tensor | None, q: Tensor) -> Tensor | None:
 
 
 def fold_decay_grad(grad: Tensor, decay: Tensor) -> Tensor:
-    """Bring the gradient of every token and key channel ``(B, T, H, K)`` to the shape and type of ``decay``."""
+    """Bring the gradient of every token and channel ``(B, T, H, K)`` to the shape and type of ``decay``."""
     if decay.ndim < 4:
         grad = grad.sum(-1)
     if decay.ndim == 1:

@@ -1,11 +1,12 @@
 """Explicit vectors inside Numba kernels.
 
-A vector is 64 bytes, 16 float32 or 8 float64; where registers are narrower LLVM splits it. Loops that hold their
-accumulators in such values run at the rate of the multiply-add units, which LLVM's own vectoriser does not reach here:
-it cannot prove that the state, the inputs and the outputs do not overlap.
+A vector is 64 bytes, 16 float32 or 8 float64; where registers are narrower LLVM splits it. Loops that hold
+their accumulators in such values run at the rate of the multiply-add units, which LLVM's own vectoriser does
+not reach here: it cannot prove that the state, the inputs and the outputs do not overlap.
 """
 # Numba and llvmlite ship no types.
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-subclassing-any, allow-any-generics
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-subclassing-any, allow-any-generics
 
 import hashlib
 import logging
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 import torch
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
 BYTES = 64
+
+intrinsic: Any = numba.extending.intrinsic
 
 # Not "fast": with nnan and ninf LLVM may assume that no decay is -inf and no input is NaN.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -29,16 +33,20 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a part of a kernel, which only other compiled functions call."""
-    return numba.njit(
-        fastmath=FASTMATH, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
+    settings: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(fastmath=FASTMATH, error_model="numpy", nogil=True, **settings)(function)
 
 
 def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """Compile what Python calls, releasing the GIL, and keep the machine code on disk where that is possible."""
+    """Compile what Python calls, releasing the GIL, and keep the machine code on disk where possible."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        settings = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "parallel": parallel}
+        settings: dict[str, Any] = {
+            "fastmath": FASTMATH,
+            "error_model": "numpy",
+            "nogil": True,
+            "parallel": parallel,
+        }
         try:
             compiled = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no directory that Numba could write its cache to
@@ -75,17 +83,18 @@ class Launcher:
         self.announced = False
 
     def __call__(self, tasks: int, *args: Any) -> None:
+        """Run the kernel on tasks 0 … tasks−1."""
         if not self.announced:
             self.announced = True
             logging.getLogger("mainstem").info(
                 "preparing %s: compiled in some seconds at the first use, then read from Numba's cache",
                 self.name,
             )
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, tasks)
+        before = numba.get_num_threads()
+        threads = min(torch.get_num_threads(), before, tasks)
         if threads <= 1:
             self.serial(tasks, *args)
             return
-        before = numba.get_num_threads()
         numba.set_num_threads(threads)
         try:
             self.parallel(tasks, *args)
@@ -134,6 +143,22 @@ def load(typingctx, array, index):
         return builder.load(builder.bitcast(address, _llvm(dtype).as_pointer()), align=dtype.bitwidth // 8)
 
     return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line at ``index`` numbers from the start of an array, which may lie outside it."""
+
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        address = builder.bitcast(_address(context, builder, signature.args[0], *args), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic

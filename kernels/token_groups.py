@@ -1,10 +1,10 @@
 """Groups of four tokens for the Numba kernels: how they enter and leave a kernel's scratch memory.
 
-A kernel passes over its state once for every `GROUP` tokens. Within a group the decays meet only as products of at
-most four factors ≤ 1, so nothing is ever divided by a decay and a decay of zero is exact.
+A kernel passes over its state once for every `GROUP` tokens. Within a group the decays meet only as products
+of at most four factors ≤ 1, so nothing is ever divided by a decay and a decay of zero is exact.
 
-Scratch blocks are flat: ``GROUP`` rows of ``width`` numbers, ``width`` a whole number of vectors, the rest zeros. A walk
-takes position p to token ``start + p · step``, so that both directions run on the same code without a copy.
+Scratch blocks are flat: ``GROUP`` rows of ``width`` numbers, ``width`` a whole number of vectors, the rest
+zeros. A walk takes position p to token ``start + p · step``, so that both directions run on the same code.
 """
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .matrix_state import token_decay
 from .sequences import spans
-from .simd import BYTES, fma, jit, load, mul, repeat, store, total, zeros
+from .simd import BYTES, fma, jit, load, mul, prefetch, repeat, store, total, zeros
 
 GROUP = 4
 
@@ -63,6 +63,8 @@ def gather(block, width, x, row, head, start, step, p, n, factor):
     _, T, H, size = x.shape
     whole = size - size % (BYTES // x.itemsize)
     f = repeat(factor)
+    # The next group lies on other pages of memory, where the processor does not look by itself.
+    ahead = GROUP * step * H * size
     for m in range(GROUP):
         to = m * width
         if p + m < n:
@@ -70,6 +72,7 @@ def gather(block, width, x, row, head, start, step, p, n, factor):
             at = ((row * T + t) * H + head) * size
             for i in range(0, whole, BYTES // x.itemsize):
                 store(block, to + i, mul(f, load(x, at + i)))
+                prefetch(x, at + ahead + i)
             for i in range(whole, size):
                 block[to + i] = x[row, t, head, i] * factor
         else:
@@ -83,6 +86,7 @@ def gather_decay(block, width, a, row, head, start, step, p, n, count):
     _, T, H, size = a.shape
     whole = size - size % (BYTES // a.itemsize) if size > 1 else 0
     one = a.dtype.type(1)
+    ahead = GROUP * step * H * size
     for m in range(count):
         to, t = m * width, start + (p + m) * step
         inside = p + m >= 0 and p + m < n
@@ -90,6 +94,7 @@ def gather_decay(block, width, a, row, head, start, step, p, n, count):
             at = ((row * T + t) * H + head) * size
             for i in range(0, whole, BYTES // a.itemsize):
                 store(block, to + i, load(a, at + i))
+                prefetch(a, at + ahead + i)
             for i in range(whole, size):
                 block[to + i] = a[row, t, head, i]
         else:
@@ -137,15 +142,15 @@ def save_state(state, S):
 
 
 @jit
-def overlap(carry, S, state):
-    """Sum ``S ∘ state`` over V into ``carry (K,)``; S has rows V and lanes K."""
+def overlap(carry, S, state, a, row, head, t):
+    """Sum ``Diag(a_t) S ∘ state`` over V into ``carry (K,)``; S has rows V and lanes K."""
     lanes = BYTES // S.itemsize
     K, V = state.shape
     for i in range(K):
         sum_ = carry[i] * 0
         for j in range(V):
             sum_ += S[i // lanes * lanes * V + j * lanes + i % lanes] * state[i, j]
-        carry[i] = sum_
+        carry[i] = sum_ * a[row, t, head, i if a.shape[3] > 1 else 0]
 
 
 @jit
@@ -165,8 +170,8 @@ def products(P, x, y, width):
 def fold_decay_rows(P, q, k, a, A, width):
     """Put the decays of a group into its queries and keys, in place.
 
-    Afterwards ``P_ts = Σ q_t k_s a_{s+1} ⋯ a_t`` in the layout of `products`, q_t holds ``q_t a_0 ⋯ a_t`` (decayed from
-    the group's start), k_s holds ``k_s a_{s+1} ⋯ a_3`` (to its end), and A is ``a_0 a_1 a_2 a_3``.
+    Afterwards ``P_ts = Σ q_t k_s a_{s+1} ⋯ a_t`` in the layout of `products`, q_t holds ``q_t a_0 ⋯ a_t``
+    (decayed from the group's start), k_s holds ``k_s a_{s+1} ⋯ a_3`` (to its end), and A is the whole decay.
     """
     p00 = p11 = p22 = p33 = p10 = p20 = p21 = p30 = p31 = p32 = zeros(q)
     for i in range(0, width, BYTES // q.itemsize):

@@ -80,6 +80,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a name is unknown, a size is not positive, or nothing is left to measure.
     """
+    arguments = parse(argv)
+
     import torch
 
     from . import bench_report
@@ -87,7 +89,6 @@ def main(argv: Sequence[str]) -> int:
     from .measure import clock_name, machine, set_threads
     from .operations import Shape
 
-    arguments = parse(argv)
     plan = _plan(arguments)
     for name in ("heads", "dim", "batch", "threads"):
         if getattr(arguments, name) < 1:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from .summary import Row, Summary, Values, format_number
 
@@ -173,7 +173,9 @@ def _scatter(
         panel.annotate(
             row.mixer,
             (x, found.mean),
-            xytext=(8, -13 if place % 2 else 5),
+            # Neighbours are labelled on opposite sides, the last one on its right.
+            xytext=(8, 5) if (len(points) - place) % 2 else (-8, 5),
+            ha="left" if (len(points) - place) % 2 else "right",
             textcoords="offset points",
             fontsize=9,
         )
@@ -181,6 +183,7 @@ def _scatter(
     panel.margins(x=0.25, y=0.2)
     if min(xs) > 0 and max(xs) > 8 * min(xs):
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     else:
         panel.set_xlim(left=0)
     panel.grid(alpha=0.25)

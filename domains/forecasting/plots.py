@@ -115,5 +115,5 @@ def horizon_figure(errors: Mapping[str, Tensor], *, ylabel: str = "mean absolute
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure

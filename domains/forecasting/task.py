@@ -25,6 +25,7 @@ from .metrics import ObservedMean, crps_quantiles
 from .model import ForecastModel, Inputs, PatchResidual
 from .predictions import write_predictions
 from .ridge import Batch, RidgeHead, window_moments
+from .windows import SeriesTable
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 BASELINES = ("last value", "seasonal naive", "ridge")
@@ -231,19 +232,19 @@ class Forecaster(DomainModule):
     def on_validation_start(self) -> None:
         """Begin to collect windows for the calibration."""
         self._kept = []
-        self._begin_evaluation()
+        self._begin_evaluation(self.data.val_set.table)
 
     def on_test_start(self) -> None:
         """Refuse a model that was never fitted."""
-        self._begin_evaluation()
+        self._begin_evaluation(self.data.test_set.table)
 
     def on_predict_start(self) -> None:
         """Refuse a model that was never fitted."""
         self._check_fitted()
 
-    def _begin_evaluation(self) -> None:
+    def _begin_evaluation(self, table: SeriesTable) -> None:
         self._check_fitted()
-        self.mase_scale = naive_error(self.data, self.season or 1)
+        self.mase_scale = naive_error(table, self.data.splits.train, self.season or 1)
 
     def _check_fitted(self) -> None:
         if self.network.ridge is not None and not self.network.ridge.fitted:
@@ -432,10 +433,10 @@ def _rounds(data: ForecastData, column: str) -> float:
     return days / _DAYS[column]
 
 
-def naive_error(data: ForecastData, season: int) -> Tensor:
+def naive_error(table: SeriesTable, ranges: Sequence[tuple[int, int]], season: int) -> Tensor:
     """Mean absolute error of the seasonal naive on the training rows, scaled; (items, C), for the MASE."""
-    table, rows = data.train_set.table, []
-    for i, (begin, end) in enumerate(data.splits.train):
+    rows = []
+    for i, (begin, end) in enumerate(ranges):
         span = slice(int(table.offsets[i]) + begin, int(table.offsets[i]) + end)
         values, observed = table.values[span], table.observed[span]
         known = observed[season:] & observed[:-season]

@@ -55,7 +55,7 @@ def delta_rule(
         backend: ``"auto"``, ``"reference"``, ``"chunked"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
-        ``o (B, T, H, V)`` in the type of v, or ``(o, final_state)``; states are float32 (float64 for float64 v).
+        ``o (B, T, H, V)`` in the type of v, or ``(o, final_state)``. States are float32, or float64 as v is.
 
     Raises:
         ValueError: shapes that do not fit, ``cu_seqlens`` that does not rise from 0 to T, or a backend that

@@ -1,7 +1,7 @@
-"""Delta rule in plain PyTorch, on any device: a triangular solve within a chunk, recurrent from chunk to chunk.
+"""Delta rule in plain PyTorch, on any device: a triangular solve within a chunk, a recurrence between chunks.
 
-Within a chunk that starts from state S, with ``M_ij = Σ_k k_i k_j exp(g_{j+1} + … + g_i)`` below the diagonal,
-the errors e solve ``(I + M Diag(β)) e = v − (k ∘ start) S`` by forward substitution, and u = β e is what is written.
+Within a chunk that starts from state S, with ``M_ij = Σ_k k_i k_j exp(g_{j+1} + … + g_i)`` for i > j, the
+errors e solve ``(I + M Diag(β)) e = v − (k ∘ start) S`` by forward substitution, and u = β e is written.
 """
 
 import torch
@@ -23,7 +23,7 @@ def forward(
     initial_state: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(o, final_state, error)``, where error ``(B, T, H, V)`` is what a token did not yet predict."""
+    """Return ``(o, final_state, error)``; error ``(B, T, H, V)`` is what a token did not yet predict."""
     o, error = v.new_empty(v.shape), v.new_empty(v.shape, dtype=state_dtype(v))
     b, g = beta[..., None], _decay(decay, q)
     finals = []

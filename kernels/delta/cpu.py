@@ -1,13 +1,14 @@
-"""Delta rule on a CPU: Numba, one task for every head of every sequence, its state held in the first-level cache.
+"""Delta rule on a CPU: Numba, one task for each head of each sequence, its state in the first-level cache.
 
-A group of four tokens reads the state once, solves its own 4×4 lower triangle by forward substitution, and updates the
-state once. Write S'_t = Diag(a_t) S_{t-1}, e_t = v_t − S'_tᵀ k_t, u_t = β_t e_t, so that S_t = S'_t + k_t u_tᵀ.
+A group of four tokens reads the state once, solves its own 4×4 lower triangle by forward substitution, and
+updates the state once. With S'_t = Diag(a_t) S_{t-1}, e_t = v_t − S'_tᵀ k_t and u_t = β_t e_t, the state is
+S_t = S'_t + k_t u_tᵀ.
 
 The backward pass keeps e of every token and no state. With D_t the gradient of S_t,
 
-    w_t = β_t D_tᵀ k_t = dv_t,   dβ_t = (D_tᵀ k_t) · e_t,   D_{t-1} = Diag(a_t) (D_t − k_t w_tᵀ)    (backwards, rows K)
-    dq_t = S_t do_t,             z_t = S'_t w_t                                                      (forwards, rows V)
-    dk_t = D_t u_t − z_t                                                                             (backwards, rows V)
+    w_t = dv_t = β_t D_tᵀ k_t,  dβ_t = (D_tᵀ k_t) · e_t,  D_{t-1} = Diag(a_t) (D_t − k_t w_tᵀ)   (backwards)
+    dq_t = S_t do_t,  z_t = S'_t w_t                                                             (forwards)
+    dk_t = D_t u_t − z_t                                                                         (backwards)
     dg_t = dg_{t+1} + q_t ∘ dq'_t − k_t ∘ z_t − k_t ∘ dk'_t,
 
 where dq' and dk' leave out what token t gives itself, as in the linear recurrence.
@@ -55,7 +56,7 @@ def forward(
     initial_state: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(o, final_state, error)``, where error ``(B, T, H, V)`` is what a token did not yet predict."""
+    """Return ``(o, final_state, error)``; error ``(B, T, H, V)`` is what a token did not yet predict."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
     o, error = v.new_empty(v.shape, dtype=dtype), v.new_empty(v.shape, dtype=dtype)
@@ -352,6 +353,7 @@ def _dk_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dkey, 
     q, k, o, g = blank(GROUP * KP, S), blank(GROUP * KP, S), blank(GROUP * KP, S), blank(GROUP * KP, S)
     y, w, u = blank(GROUP * VP, S), blank(GROUP * VP, S), blank(GROUP * VP, S)
     d, P, Z, b = blank((GROUP + 1) * KP, S), blank(10, S), blank(10, S), blank(GROUP, S)
+    side = blank(GROUP * KP, S)
     for p in range(0, n + 1, GROUP):
         gather(q, KP, query, row, head, start, step, p, n, scale)
         gather(k, KP, key, row, head, start, step, p, n, one)
@@ -362,17 +364,20 @@ def _dk_scan(query, key, dout, error, beta, a, scale, walk, S, V, dvalue, dkey, 
         _gather_update(u, VP, error, b, beta, row, head, start, step, p, n)
         if need_dg:
             gather(g, KP, dg, row, head, start, step, p, n, one)
+        copy_block(side, k)
+        if p == 0:
+            side[:KP] = 0  # the carry already leaves out what the last token gives the state
         products(P, u, y, VP)
         products(Z, u, w, VP)
         for i in range(0, KP, L):
-            _dk_tile(S, i * V, V, y, w, u, VP, P, Z, q, k, d, o, g, carry, i, KP)
+            _dk_tile(S, i * V, V, y, w, u, VP, P, Z, q, k, side, d, o, g, carry, i, KP)
         scatter(dkey, row, head, start, step, p, n, o, KP)
         if need_dg:
             scatter(dg, row, head, start, step, p, n, g, KP)
 
 
 @jit
-def _dk_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, g, carry, i, KP):
+def _dk_tile(S, base, V, y, w, u, VP, P, Z, q, k, side, d, o, g, carry, i, KP):
     q0, q1, q2, q3 = load(q, i), load(q, KP + i), load(q, 2 * KP + i), load(q, 3 * KP + i)
     k0, k1, k2, k3 = load(k, i), load(k, KP + i), load(k, 2 * KP + i), load(k, 3 * KP + i)
     a0, a1, a2, a3 = load(d, i), load(d, KP + i), load(d, 2 * KP + i), load(d, 3 * KP + i)
@@ -402,7 +407,7 @@ def _dk_tile(S, base, V, y, w, u, VP, P, Z, q, k, d, o, g, carry, i, KP):
     o2 = add(load(o, 2 * KP + i), fma(splat(P, 2), q2, x2))
     o3 = add(load(o, 3 * KP + i), fma(splat(P, 3), q3, x3))
     store_rows(o, i, KP, o0, o1, o2, o3)
-    fold_decay(g, k, x0, x1, x2, x3, d, carry, i, KP, 1)
+    fold_decay(g, side, x0, x1, x2, x3, d, carry, i, KP, 1)
     for j in range(V):
         s = mul(a03, load(S, base + j * L))
         s = fma(splat(y, VP + j), t1, fma(splat(y, j), t0, s))
@@ -444,15 +449,21 @@ def _backward_task(
 ):
     sequence, head = divmod(task, q.shape[2])
     row, start, step, n = sequences[sequence]
-    ahead, back = (row, head, start, step, n), (row, head, start + (n - 1) * step, -step, n)
+    back = (row, head, start + (n - 1) * step, -step, n)
     scale_ = q.dtype.type(scale)
     last = dstate[sequence, head]
     K, V = last.shape
     _dv_scan(q, k, do, error, beta, a, scale_, back, last, dv, dbeta, dinitial[sequence, head])
     S, carry = blank(padded(K, q) * V, q), blank(padded(K, q), q)
     load_state(S, initial[sequence, head], True)
-    _dq_scan(q, k, do, error, beta, a, scale_, ahead, S, V, dv, dq, dk, dg, need_dg)
-    overlap(carry, S, last)
+    # dg of the last token starts from the state before it: beside what the token writes, little may be left.
+    final = start + (n - 1) * step
+    if n > 1:
+        before = (row, head, start, step, n - 1)
+        _dq_scan(q, k, do, error, beta, a, scale_, before, S, V, dv, dq, dk, dg, need_dg)
+    if n > 0:
+        overlap(carry, S, last, a, row, head, final)
+        _dq_scan(q, k, do, error, beta, a, scale_, (row, head, final, step, 1), S, V, dv, dq, dk, dg, need_dg)
     load_state(S, last, True)
     _dk_scan(q, k, do, error, beta, a, scale_, back, S, V, dv, dk, dg, carry, need_dg)
 

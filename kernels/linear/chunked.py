@@ -1,4 +1,4 @@
-"""Linear recurrence in plain PyTorch, on any device: quadratic within a chunk, recurrent from chunk to chunk."""
+"""Linear recurrence in plain PyTorch, on any device: quadratic within a chunk, recurrent between chunks."""
 
 import torch
 from torch import Tensor

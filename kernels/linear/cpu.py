@@ -1,13 +1,13 @@
-"""Linear recurrence on a CPU: Numba, one task for every head of every sequence, its state held in the first-level cache.
+"""Linear recurrence on a CPU: Numba, one task for each head of each sequence, its state in first-level cache.
 
 The backward pass keeps no state of any token. With D_t the gradient of S_t,
 
-    dv_t = D_tᵀ k_t,    dk_t = D_t v_t,    D_{t-1} = Diag(a_t) (D_t)        (walking backwards, with D_t += q_t do_tᵀ)
-    dq_t = S_t do_t                                                          (walking forwards)
+    dv_t = D_tᵀ k_t,  dk_t = D_t v_t,  D_{t-1} = Diag(a_t) D_t + q_{t-1} do_{t-1}ᵀ    (walking backwards)
+    dq_t = S_t do_t                                                                   (walking forwards)
     dg_t = dg_{t+1} + q_t ∘ dq'_t − k_t ∘ dk'_t,
 
-where dq' and dk' leave out what token t gives itself: those two terms are equal, and taking them out by algebra
-instead of by subtraction keeps dg accurate where the decay is strong.
+where dq' and dk' leave out what token t gives itself: those two terms are equal, and taking them out by
+algebra instead of by subtraction keeps dg accurate where the decay is strong.
 """
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
@@ -170,8 +170,9 @@ def _scan_lanes(
 ):
     """Run ``S = S Diag(a) + value keyᵀ, out = queryᵀ S`` with the decays along the lanes of S.
 
-    Without ``shift`` also write ``side ∘ out'`` to dg; with ``shift`` finish dg, for which ``carry`` enters as that of
-    the state beyond the first position. out' leaves out what a position gives itself.
+    Without ``shift`` also write ``side ∘ out'`` to dg; with ``shift`` finish dg, where ``carry`` enters as
+    the part of the first position that comes from the state beyond it. out' leaves out what a position gives
+    itself.
     """
     row, head, start, step, n = walk
     one = S.dtype.type(1)
@@ -190,6 +191,8 @@ def _scan_lanes(
         if need_dg:
             gather(y, KP, side, row, head, start, step, p, n, one)
             if shift:
+                if p == 0:
+                    y[:KP] = 0  # the carry already leaves out what the last token gives the state
                 gather(g, KP, dg, row, head, start, step, p, n, one)
         for i in range(0, KP, L):
             _lanes_tile(S, i * V, V, q, v, VP, P, k, d, o, y, g, carry, i, KP, shift)
@@ -231,7 +234,7 @@ def _lanes_tile(S, base, V, q, v, VP, P, k, d, o, y, g, carry, i, KP, shift):
 
 @jit
 def fold_decay(g, y, o0, o1, o2, o3, d, carry, i, KP, shift):
-    """Write ``y ∘ o'`` to g; with ``shift`` turn the ``q ∘ dq'`` in g into dg, of which ``carry`` is the last."""
+    """Write ``y ∘ o'`` to g; with ``shift`` turn ``q ∘ dq'`` in g into dg, of which ``carry`` is the last."""
     o0, o1 = mul(load(y, i), o0), mul(load(y, KP + i), o1)
     o2, o3 = mul(load(y, 2 * KP + i), o2), mul(load(y, 3 * KP + i), o3)
     if shift:
@@ -265,7 +268,7 @@ def _backward_task(
 ):
     sequence, head = divmod(task, q.shape[2])
     row, start, step, n = sequences[sequence]
-    ahead, back = (row, head, start, step, n), (row, head, start + (n - 1) * step, -step, n)
+    back = (row, head, start + (n - 1) * step, -step, n)
     one, factor = q.dtype.type(1), q.dtype.type(scale)
     last = dstate[sequence, head]
     K, V = last.shape
@@ -273,8 +276,14 @@ def _backward_task(
     _scan_rows(k, q, do, a, one, factor, 1, back, last, dv, dinitial[sequence, head])
     S, carry = blank(KP * V, q), blank(KP, q)
     load_state(S, initial[sequence, head], True)
-    _scan_lanes(do, v, k, a, factor, one, 0, ahead, S, V, dq, q, dg, carry, need_dg)
-    overlap(carry, S, last)
+    # dg of the last token starts from the state before it: beside what the token writes, little may be left.
+    final = start + (n - 1) * step
+    if n > 1:
+        before = (row, head, start, step, n - 1)
+        _scan_lanes(do, v, k, a, factor, one, 0, before, S, V, dq, q, dg, carry, need_dg)
+    if n > 0:
+        overlap(carry, S, last, a, row, head, final)
+        _scan_lanes(do, v, k, a, factor, one, 0, (row, head, final, step, 1), S, V, dq, q, dg, carry, need_dg)
     load_state(S, last, True)
     _scan_lanes(v, do, q, a, one, factor, 1, back, S, V, dk, k, dg, carry, need_dg)
 

@@ -30,7 +30,8 @@ def forward(
     outputs, states = [x.new_empty(1, 0, H, V)], [x.new_empty(0, H, K, V)]
     for i, (_, begin, end) in enumerate(spans(cu_seqlens, B, T)):
         state = q.new_zeros(1, H, K, V) if initial_state is None else initial_state[i : i + 1].to(dtype)
-        o, state = _run(*(y[:, begin:end] for y in (q, k, x, g)), scale, state, reverse)
+        token = slice(begin, end)
+        o, state = _run(q[:, token], k[:, token], x[:, token], g[:, token], scale, state, reverse)
         outputs.append(o)
         states.append(state)
     return torch.cat(outputs, 1).to(v.dtype), torch.cat(states)

@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mainstem.kernels import delta_rule, delta_rule_step
+from mainstem import kernels
+
+# Calls by keyword dictionaries, some of them wrong on purpose, say nothing to a type checker.
+delta_rule: Any = kernels.delta_rule
+delta_rule_step: Any = kernels.delta_rule_step
 
 FAST = ["chunked", "cpu"]
 DECAYS = ["none", "token", "channel"]
@@ -144,7 +148,6 @@ def test_a_long_sequence_keeps_its_precision(backend: str) -> None:
     for name, dtype in (("cpu", torch.float64), (backend, torch.float32)):
         x = leaves(inputs, dtype)
         o = delta_rule(**x, backend=name)
-        assert isinstance(o, Tensor)
         gradients.append(torch.autograd.grad(o.sum(), list(x.values())))
     for wanted, got in zip(*gradients):
         assert (got - wanted).norm() / wanted.norm() < 1e-4
@@ -239,10 +242,8 @@ def test_compiles_and_exports(backend: str, through_graphs: Check) -> None:
         x = make(2, length)
         return tuple(x[name].float() for name in ("q", "k", "v", "beta", "decay", "initial_state"))
 
-    def op(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor) -> Tensor:
-        o = delta_rule(q, k, v, beta, decay, initial_state=state, backend=backend)
-        assert isinstance(o, Tensor)
-        return o
+    def op(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor) -> Any:
+        return delta_rule(q, k, v, beta, decay, initial_state=state, backend=backend)
 
     through_graphs(op, make_inputs)
 

@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mainstem.kernels import linear_recurrence, linear_recurrence_step
+from mainstem import kernels
+
+# Calls by keyword dictionaries, some of them wrong on purpose, say nothing to a type checker.
+linear_recurrence: Any = kernels.linear_recurrence
+linear_recurrence_step: Any = kernels.linear_recurrence_step
 
 FAST = ["chunked", "cpu"]
 DECAYS = ["none", "head", "token", "channel"]
@@ -128,7 +132,6 @@ def test_a_long_sequence_keeps_its_precision(backend: str) -> None:
     for name, dtype in (("cpu", torch.float64), (backend, torch.float32)):
         x = leaves(inputs, dtype)
         o = linear_recurrence(**x, backend=name)
-        assert isinstance(o, Tensor)
         gradients.append(torch.autograd.grad(o.sum(), list(x.values())))
     for wanted, got in zip(*gradients):
         assert (got - wanted).norm() / wanted.norm() < 1e-4
@@ -223,10 +226,8 @@ def test_compiles_and_exports(backend: str, through_graphs: Check) -> None:
         x = make(2, length)
         return tuple(x[name].float() for name in ("q", "k", "v", "decay", "initial_state"))
 
-    def op(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> Tensor:
-        o = linear_recurrence(q, k, v, decay, initial_state=state, backend=backend)
-        assert isinstance(o, Tensor)
-        return o
+    def op(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> Any:
+        return linear_recurrence(q, k, v, decay, initial_state=state, backend=backend)
 
     through_graphs(op, make_inputs)
 

@@ -45,6 +45,14 @@ def test_crps_of_dense_quantiles_is_the_closed_form() -> None:
     torch.testing.assert_close(value, expected, rtol=2e-3, atol=1e-4)
 
 
+def test_crps_of_seven_quantiles_is_near_the_closed_form() -> None:
+    levels = torch.tensor([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95])
+    y = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
+    value = crps_quantiles(torch.special.ndtri(levels).expand(len(y), -1), y, levels).mean()
+    expected = crps_normal(torch.tensor(0.0), torch.tensor(1.0), y).mean()
+    assert float(value) == pytest.approx(float(expected), rel=0.03)
+
+
 def test_pinball_is_smallest_at_the_quantile() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(20_000, generator=generator)
