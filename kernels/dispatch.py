@@ -1,7 +1,7 @@
 """Which backend serves a call: the one place that decides, and says why not.
 
-An operation is a folder of this package and a backend is a file in it, so that what exists on disk is what is on
-offer: ``kernels/linear/cpu.py`` is the ``cpu`` backend of ``linear``.
+An operation is a folder of this package and a backend is a file in it, so that what exists on disk is what is
+on offer: ``kernels/linear/cpu.py`` is the ``cpu`` backend of ``linear``.
 """
 
 import importlib
@@ -59,8 +59,8 @@ def _say_once(message: str) -> None:
 def resolve(operation: str, backend: str, device: torch.device) -> str:
     """Name the backend that serves ``operation`` on ``device``.
 
-    ``"auto"`` is ``triton`` on a CUDA device and ``cpu`` on a CPU, where the operation has them; where it has only
-    slower ones that is said once, unless the operation is one that plain PyTorch serves best.
+    ``"auto"`` is ``triton`` on a CUDA device and ``cpu`` on a CPU where the operation has that file, and
+    ``chunked`` elsewhere. A file that is there and cannot be used on this machine is named once.
 
     Raises:
         ValueError: the backend is unknown, or cannot serve this call; the message gives the reason and the

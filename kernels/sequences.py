@@ -1,5 +1,7 @@
 """Where each sequence of a batch begins and ends."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -22,19 +24,18 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
     if batch != 1:
         raise ValueError(f"with cu_seqlens the batch must be 1 (sequences lie end to end), got {batch}")
     bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in zip(bounds, bounds[1:])):
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to T={length}, got {bounds if len(bounds) < 12 else [*bounds[:5], '…', bounds[-1]]}"
-        )
+    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in pairwise(bounds)):
+        shown = bounds if len(bounds) < 12 else [*bounds[:5], "…", bounds[-1]]
+        raise ValueError(f"cu_seqlens must rise from 0 to T={length}, got {shown}")
     return bounds
 
 
 def spans(cu_seqlens: Tensor | None, batch: int, length: int) -> list[tuple[int, int, int]]:
-    """List every sequence as ``(row, begin, end)``: one a row, or those that ``cu_seqlens`` cuts out of row 0."""
+    """List every sequence as ``(row, begin, end)``: one a row, or what ``cu_seqlens`` cuts from row 0."""
     if cu_seqlens is None:
         return [(row, 0, length) for row in range(batch)]
     bounds = check_cu_seqlens(cu_seqlens, batch, length)
-    return [(0, begin, end) for begin, end in zip(bounds, bounds[1:])]
+    return [(0, begin, end) for begin, end in pairwise(bounds)]
 
 
 def num_sequences(cu_seqlens: Tensor | None, batch: int) -> int:

@@ -9,8 +9,11 @@ not reach here: it cannot prove that the state, the inputs and the outputs do no
 # mypy: allow-subclassing-any, allow-any-generics
 
 import hashlib
+import itertools
 import logging
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,25 +40,23 @@ def jit(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=FASTMATH, error_model="numpy", nogil=True, **settings)(function)
 
 
-def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """Compile what Python calls, releasing the GIL, and keep the machine code on disk where possible."""
+def kernel(name: str) -> Callable[[Callable[..., Any]], "Launcher"]:
+    """Compile what Python calls, ``function(first, last, *arguments)`` over the tasks first … last−1.
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        settings: dict[str, Any] = {
-            "fastmath": FASTMATH,
-            "error_model": "numpy",
-            "nogil": True,
-            "parallel": parallel,
-        }
+    The machine code is kept on disk where possible, and `Launcher` spreads the tasks over threads.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Launcher:
+        settings: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
         try:
             compiled = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no directory that Numba could write its cache to
-            return numba.njit(**settings)(function)
+            return Launcher(name, numba.njit(**settings)(function))
         # Numba looks only at the file of the kernel itself; a change in a file it calls would go unnoticed.
         cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
         if cache_file is not None:
             cache_file._source_stamp = _source_stamp()
-        return compiled
+        return Launcher(name, compiled)
 
     return decorate
 
@@ -68,21 +69,23 @@ def _source_stamp() -> str:
 
 
 class Launcher:
-    """Runs a kernel over independent tasks, on as many threads as PyTorch uses.
+    """Runs a compiled kernel over independent tasks, on as many threads as PyTorch uses.
+
+    The threads are Python's: the kernel holds no lock while it runs. Numba's own would have to be compiled
+    for, a second time for every kernel, and some of its threading layers end the process when two threads
+    call or when it forks.
 
     Args:
         name: what is being prepared, for the message at the first call.
-        serial: the kernel as a plain loop over tasks.
-        parallel: the same with ``prange``; compiled only when more than one thread can be used.
+        compiled: ``compiled(first, last, *arguments)`` does the tasks first … last−1.
     """
 
-    def __init__(self, name: str, serial: Any, parallel: Any) -> None:
+    def __init__(self, name: str, compiled: Callable[..., Any]) -> None:
         self.name = name
-        self.serial = serial
-        self.parallel = parallel
+        self.compiled = compiled
         self.announced = False
 
-    def __call__(self, tasks: int, *args: Any) -> None:
+    def __call__(self, tasks: int, *arguments: Any) -> None:
         """Run the kernel on tasks 0 … tasks−1."""
         if not self.announced:
             self.announced = True
@@ -90,16 +93,37 @@ class Launcher:
                 "preparing %s: compiled in some seconds at the first use, then read from Numba's cache",
                 self.name,
             )
-        before = numba.get_num_threads()
-        threads = min(torch.get_num_threads(), before, tasks)
-        if threads <= 1:
-            self.serial(tasks, *args)
+        threads = min(torch.get_num_threads(), tasks)
+        if threads <= 1 or sum(getattr(x, "size", 0) for x in arguments) < _WORTH_A_THREAD:
+            self.compiled(0, tasks, *arguments)
             return
-        numba.set_num_threads(threads)
-        try:
-            self.parallel(tasks, *args)
-        finally:
-            numba.set_num_threads(before)
+        # Sequences may differ in length, so that whoever is done takes the next piece.
+        pieces = min(tasks, 4 * threads)
+        bounds = [tasks * i // pieces for i in range(pieces + 1)]
+        turn = itertools.count()
+
+        def work() -> None:
+            while (piece := next(turn)) < pieces:
+                self.compiled(bounds[piece], bounds[piece + 1], *arguments)
+
+        helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
+
+
+_WORTH_A_THREAD = 1 << 15
+"""Numbers in all arrays of a call, below which waking a thread takes longer than the work."""
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="mainstem")
+
+
+# A forked process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class Vector(types.Type):

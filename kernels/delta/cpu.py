@@ -16,14 +16,12 @@ where dq' and dk' leave out what token t gives itself, as in the linear recurren
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
 
-import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from ..linear.cpu import fold_decay
 from ..matrix_state import fold_decay_grad, new_state, state_dtype
-from ..simd import BYTES, Launcher, add, fma, fnma, jit, kernel, load, mul, splat, store, sub, total, zeros
+from ..simd import BYTES, add, fma, fnma, jit, kernel, load, mul, splat, store, sub, total, zeros
 from ..token_groups import (
     GROUP,
     as_array,
@@ -468,29 +466,13 @@ def _backward_task(
     _dk_scan(q, k, do, error, beta, a, scale_, back, S, V, dv, dk, dg, carry, need_dg)
 
 
-@kernel()
-def _forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("delta_rule")
+def _run_forward(first, last, *args):
+    for task in range(first, last):
         _forward_task(task, *args)
 
 
-@kernel(parallel=True)
-def _forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _forward_task(np.int64(task), *args)
-
-
-@kernel()
-def _backward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("the gradient of delta_rule")
+def _run_backward(first, last, *args):
+    for task in range(first, last):
         _backward_task(task, *args)
-
-
-@kernel(parallel=True)
-def _backward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _backward_task(np.int64(task), *args)
-
-
-_run_forward = Launcher("delta_rule", _forward_serial, _forward_parallel)
-_run_backward = Launcher("the gradient of delta_rule", _backward_serial, _backward_parallel)

@@ -12,13 +12,11 @@ algebra instead of by subtraction keeps dg accurate where the decay is strong.
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
 
-import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from ..matrix_state import fold_decay_grad, new_state, state_dtype
-from ..simd import BYTES, Launcher, add, fma, jit, kernel, load, mul, splat, store, sub, where_nonzero, zeros
+from ..simd import BYTES, add, fma, jit, kernel, load, mul, splat, store, sub, where_nonzero, zeros
 from ..token_groups import (
     GROUP,
     as_array,
@@ -288,29 +286,13 @@ def _backward_task(
     _scan_lanes(v, do, q, a, one, factor, 1, back, S, V, dk, k, dg, carry, need_dg)
 
 
-@kernel()
-def _forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("linear_recurrence")
+def _run_forward(first, last, *args):
+    for task in range(first, last):
         _forward_task(task, *args)
 
 
-@kernel(parallel=True)
-def _forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _forward_task(np.int64(task), *args)
-
-
-@kernel()
-def _backward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("the gradient of linear_recurrence")
+def _run_backward(first, last, *args):
+    for task in range(first, last):
         _backward_task(task, *args)
-
-
-@kernel(parallel=True)
-def _backward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _backward_task(np.int64(task), *args)
-
-
-_run_forward = Launcher("linear_recurrence", _forward_serial, _forward_parallel)
-_run_backward = Launcher("the gradient of linear_recurrence", _backward_serial, _backward_parallel)

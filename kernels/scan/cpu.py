@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from ..simd import Launcher, jit, kernel
+from ..simd import jit, kernel
 from ..token_groups import as_array, sequence_table
 
 BLOCK = 64
@@ -316,102 +315,43 @@ def _max_plus_task(task, walks, g, x, state, out, final):
     final[i, begin:end] = m
 
 
-@kernel()
-def _elementwise_forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("elementwise_scan")
+def _elementwise_forward(first, last, *args):
+    for task in range(first, last):
         _elementwise_task(task, *args)
 
 
-@kernel(parallel=True)
-def _elementwise_forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _elementwise_task(np.int64(task), *args)
-
-
-@kernel()
-def _elementwise_backward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("the gradient of elementwise_scan")
+def _elementwise_backward(first, last, *args):
+    for task in range(first, last):
         _elementwise_backward_task(task, *args)
 
 
-@kernel(parallel=True)
-def _elementwise_backward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _elementwise_backward_task(np.int64(task), *args)
-
-
-@kernel()
-def _logsumexp_forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("logsumexp_scan")
+def _logsumexp_forward(first, last, *args):
+    for task in range(first, last):
         _logsumexp_task(task, *args)
 
 
-@kernel(parallel=True)
-def _logsumexp_forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _logsumexp_task(np.int64(task), *args)
-
-
-@kernel()
-def _logsumexp_backward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("the gradient of logsumexp_scan")
+def _logsumexp_backward(first, last, *args):
+    for task in range(first, last):
         _logsumexp_backward_task(task, *args)
 
 
-@kernel(parallel=True)
-def _logsumexp_backward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _logsumexp_backward_task(np.int64(task), *args)
-
-
-@kernel()
-def _logcumsumexp_forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("logcumsumexp")
+def _logcumsumexp_forward(first, last, *args):
+    for task in range(first, last):
         _logcumsumexp_task(task, *args)
 
 
-@kernel(parallel=True)
-def _logcumsumexp_forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _logcumsumexp_task(np.int64(task), *args)
-
-
-@kernel()
-def _logcumsumexp_backward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("the gradient of logcumsumexp")
+def _logcumsumexp_backward(first, last, *args):
+    for task in range(first, last):
         _logcumsumexp_backward_task(task, *args)
 
 
-@kernel(parallel=True)
-def _logcumsumexp_backward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _logcumsumexp_backward_task(np.int64(task), *args)
-
-
-@kernel()
-def _max_plus_forward_serial(tasks, *args):
-    for task in range(tasks):
+@kernel("max_plus_scan")
+def _max_plus_forward(first, last, *args):
+    for task in range(first, last):
         _max_plus_task(task, *args)
-
-
-@kernel(parallel=True)
-def _max_plus_forward_parallel(tasks, *args):
-    for task in prange(tasks):
-        _max_plus_task(np.int64(task), *args)
-
-
-_elementwise_forward = Launcher(
-    "elementwise_scan", _elementwise_forward_serial, _elementwise_forward_parallel
-)
-_elementwise_backward = Launcher(
-    "the gradient of elementwise_scan", _elementwise_backward_serial, _elementwise_backward_parallel
-)
-_logsumexp_forward = Launcher("logsumexp_scan", _logsumexp_forward_serial, _logsumexp_forward_parallel)
-_logsumexp_backward = Launcher(
-    "the gradient of logsumexp_scan", _logsumexp_backward_serial, _logsumexp_backward_parallel
-)
-_logcumsumexp_forward = Launcher("logcumsumexp", _logcumsumexp_forward_serial, _logcumsumexp_forward_parallel)
-_logcumsumexp_backward = Launcher(
-    "the gradient of logcumsumexp", _logcumsumexp_backward_serial, _logcumsumexp_backward_parallel
-)
-_max_plus_forward = Launcher("max_plus_scan", _max_plus_forward_serial, _max_plus_forward_parallel)
