@@ -50,7 +50,7 @@ def test_the_check_sees_an_upward_import(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("mainstem", ["torch"]),
         ("mainstem.tools.cli", ["torch", "lightning", "pandas", "rich"]),
-        ("mainstem.core", ["lightning", "pandas", "matplotlib", "huggingface_hub"]),
+        ("mainstem.core", ["lightning", "pandas", "matplotlib"]),
         ("mainstem.kernels", ["lightning", "triton"]),
     ],
 )
