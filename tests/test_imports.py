@@ -19,7 +19,7 @@ def imported_floors(file: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             parts = (node.module or "").split(".")
             names = [alias.name for alias in node.names]
-            if node.level >= depth:  # reaches the package's root: `from ..core import x`, `from .. import core`
+            if node.level >= depth:  # reaches the root of the package
                 found.add(parts[0] if parts[0] else names[0])
             elif node.level == 0 and parts[0] == "mainstem":
                 found.add(parts[1] if len(parts) > 1 else names[0])
