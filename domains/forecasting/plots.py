@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -85,8 +86,7 @@ def _draw(axis: Axes, time: Any, panel: Panel, levels: Sequence[float], point: s
             time[L:],
             panel.quantiles[:, low],
             panel.quantiles[:, high],
-            color=_FORECAST,
-            alpha=0.18,
+            color=_shade(low),
             linewidth=0,
             label=f"{levels[low]:.0%} to {levels[high]:.0%}",
         )
@@ -117,3 +117,9 @@ def horizon_figure(errors: Mapping[str, Tensor], *, ylabel: str = "mean absolute
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def _shade(band: int) -> tuple[float, ...]:
+    """Color of a band of the fan, darker from the outermost (0) inward, as the legend must show it too."""
+    strength = 1 - 0.8 ** (band + 1)
+    return tuple(1 - strength * (1 - part) for part in to_rgb(_FORECAST))
