@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .dispatch import check_backend
-from .sequences import num_sequences
+from . import checks
+from .checks import check_floating, check_state, shape_of
 
 
 def state_dtype(v: Tensor) -> torch.dtype:
@@ -12,21 +12,15 @@ def state_dtype(v: Tensor) -> torch.dtype:
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
-def _shape(x: Tensor) -> str:
-    return "(" + ", ".join(str(n) for n in x.shape) + ")"
-
-
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ``ValueError`` unless q, k are ``(B, T, H, K)`` and v is ``(B, T, H, V)``, all floating point."""
     if q.ndim != 4 or k.shape != q.shape:
-        raise ValueError(f"q and k must have one shape (B, T, H, K), got q {_shape(q)} and k {_shape(k)}")
+        raise ValueError(f"q and k must have one shape (B, T, H, K), got q {shape_of(q)} and k {shape_of(k)}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
-            f"v must be (B, T, H, V) with the B, T, H of q, got v {_shape(v)} beside q {_shape(q)}"
+            f"v must be (B, T, H, V) with the B, T, H of q, got v {shape_of(v)} beside q {shape_of(q)}"
         )
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not x.dtype.is_floating_point:
-            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+    check_floating(q=q, k=k, v=v)
 
 
 def check_decay(decay: Tensor | None, q: Tensor, *, per_head: bool) -> None:
@@ -40,7 +34,7 @@ def check_decay(decay: Tensor | None, q: Tensor, *, per_head: bool) -> None:
         names = "(H,), (B, T, H) or (B, T, H, K)"
     # Comparing shapes of different rank would tie a dynamic batch to the number of heads.
     if not any(decay.ndim == len(shape) and decay.shape == shape for shape in accepted):
-        raise ValueError(f"decay must be {names} with the sizes of q {_shape(q)}, got {_shape(decay)}")
+        raise ValueError(f"decay must be {names} with the sizes of q {shape_of(q)}, got {shape_of(decay)}")
     if not decay.dtype.is_floating_point:
         raise ValueError(f"decay must be floating point, got {decay.dtype}")
 
@@ -49,7 +43,7 @@ def check_beta(beta: Tensor, q: Tensor) -> None:
     """Raise ``ValueError`` unless ``beta`` is ``(B, T, H)`` for q ``(B, T, H, K)``."""
     if beta.shape != q.shape[:3] or not beta.dtype.is_floating_point:
         raise ValueError(
-            f"beta must be (B, T, H) with the sizes of q {_shape(q)}, got {beta.dtype} {_shape(beta)}"
+            f"beta must be (B, T, H) with the sizes of q {shape_of(q)}, got {beta.dtype} {shape_of(beta)}"
         )
 
 
@@ -57,25 +51,8 @@ def check_call(
     q: Tensor, v: Tensor, cu_seqlens: Tensor | None, initial_state: Tensor | None, backend: str
 ) -> None:
     """Raise ``ValueError`` unless the keywords that all operations share fit q and v."""
-    check_backend(backend)
-    if cu_seqlens is not None:
-        if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                f"cu_seqlens must be an int32 vector (S+1,), got {cu_seqlens.dtype} {_shape(cu_seqlens)}"
-            )
-        if q.shape[0] != 1:
-            raise ValueError(
-                f"with cu_seqlens the batch must be 1 (sequences lie end to end), got {q.shape[0]}"
-            )
-    if initial_state is not None:
-        check_state("initial_state", initial_state, num_sequences(cu_seqlens, q.shape[0]), q, v)
-
-
-def check_state(name: str, state: Tensor, sequences: int, q: Tensor, v: Tensor) -> None:
-    """Raise ``ValueError`` unless ``state`` is ``(sequences, H, K, V)``."""
-    wanted = (sequences, q.shape[-2], q.shape[-1], v.shape[-1])
-    if tuple(state.shape) != wanted:
-        raise ValueError(f"{name} must be (sequences, H, K, V) = {wanted}, got {_shape(state)}")
+    state = (q.shape[-2], q.shape[-1], v.shape[-1])
+    checks.check_call(cu_seqlens, initial_state, backend, batch=q.shape[0], state=state, names="H, K, V")
 
 
 def check_step(
@@ -85,13 +62,13 @@ def check_step(
     if q.ndim != 3 or k.shape != q.shape or v.ndim != 3 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             "one token needs q and k (B, H, K) and v (B, H, V),"
-            f" got q {_shape(q)}, k {_shape(k)} and v {_shape(v)}"
+            f" got q {shape_of(q)}, k {shape_of(k)} and v {shape_of(v)}"
         )
     accepted = [q.shape[:2], q.shape, *([q.shape[1:2]] if per_head else [])]
     if decay is not None and decay.shape not in accepted:
         names = "(H,), (B, H) or (B, H, K)" if per_head else "(B, H) or (B, H, K)"
-        raise ValueError(f"decay must be {names} with the sizes of q {_shape(q)}, got {_shape(decay)}")
-    check_state("state", state, q.shape[0], q, v)
+        raise ValueError(f"decay must be {names} with the sizes of q {shape_of(q)}, got {shape_of(decay)}")
+    check_state("state", state, (*q.shape, v.shape[-1]), "H, K, V")
 
 
 def token_decay(decay: Tensor | None, q: Tensor) -> Tensor | None:
