@@ -154,7 +154,10 @@ class MainstemCLI(LightningCLI):
         if seed is not False:
             callbacks.append(EpochSeed(seed))
         if given.get("enable_checkpointing") is not False:
-            callbacks.append(RunCheckpoint("best", self.model.monitor, self.model.monitor_mode()))
+            model = self.model
+            callbacks.append(
+                RunCheckpoint("best", model.monitor, model.monitor_mode(), model.untrained_margin)
+            )
             callbacks.append(RunCheckpoint("last"))
         return callbacks
 

@@ -4,13 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """One file that is overwritten in place, in a folder of runs that may have been moved since."""
+    """One file that is overwritten in place, in a folder of runs that may have been moved since.
 
-    def __init__(self, name: str, monitor: str | None = None, mode: str = "min") -> None:
+    Args:
+        name: of the file.
+        monitor: the logged metric that chooses; ``None`` keeps the latest.
+        mode: ``"min"`` or ``"max"``.
+        margin: share of the untrained model's score by which a trained one must be better to replace it.
+    """
+
+    def __init__(self, name: str, monitor: str | None = None, mode: str = "min", margin: float = 0.0) -> None:
         super().__init__(
             filename=name,
             monitor=monitor,
@@ -19,6 +28,22 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
+        self.margin = margin
+        self.untrained_score: float | None = None
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Say whether to save: better than the best so far, and than the untrained model by the margin."""
+        if current is not None and trainer.global_step == 0:
+            self.untrained_score = float(current)
+        elif current is not None and self.untrained_score is not None and self.margin > 0:
+            gain = self.untrained_score - float(current)
+            if (gain if self.mode == "min" else -gain) <= self.margin * abs(self.untrained_score):
+                return False
+        return super().check_monitor_top_k(trainer, current)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: also the score of the untrained model."""
+        return {**super().state_dict(), "untrained_score": self.untrained_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score of a run, also from another place than where it was written."""
@@ -30,6 +55,7 @@ class RunCheckpoint(ModelCheckpoint):
         moved["best_k_models"] = {
             path.replace(before, now, 1): score for path, score in state_dict["best_k_models"].items()
         }
+        self.untrained_score = state_dict["untrained_score"]
         super().load_state_dict(moved)
 
 

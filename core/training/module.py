@@ -30,6 +30,8 @@ class DomainModule(LightningModule, ABC):
     """Metric name -> (which direction is better, unit), in the order of the tables."""
     monitor: ClassVar[str] = "val/loss"
     """The logged metric that chooses the best checkpoint."""
+    untrained_margin: ClassVar[float] = 0.0
+    """Share of the untrained model's score by which a trained one must be better to be chosen instead."""
 
     def __init__(
         self,

@@ -5,8 +5,6 @@ import pytest
 
 from mainstem.tools import cli, train
 
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-
 
 def test_a_forecasting_run_is_backtested(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fit the ridge alone on the series of the demo, and move the origin through its test rows."""

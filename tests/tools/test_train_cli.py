@@ -16,8 +16,6 @@ import yaml
 from mainstem.tools import cli, train
 from mainstem.tools.errors import Interrupted, UserError
 
-# Lightning calls jsonargparse by names that it will drop in version 5.
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 TEST = Path(__file__).parent
 
 

@@ -1,7 +1,8 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_the_untrained_model_is_a_candidate(tmp_path: Path) -> None:
     assert stopping.best_score == 0
     assert trainer.current_epoch == 2  # patience counts from the untrained model
     assert checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == trainer.global_step == 8
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_trained_model_must_be_better_by_the_margin(mode: str, sign: int) -> None:
+    def saves(best: RunCheckpoint, score: float, step: int) -> bool:
+        strategy = SimpleNamespace(reduce_boolean_decision=bool)
+        trainer = cast(Trainer, SimpleNamespace(global_step=step, strategy=strategy))
+        return best.check_monitor_top_k(trainer, torch.tensor(score))
+
+    best = RunCheckpoint("best", "val/error", mode, margin=0.01)
+    assert saves(best, sign * 2.0, 0)
+    best.best_k_models, best.kth_best_model_path = {"best.ckpt": torch.tensor(sign * 2.0)}, "best.ckpt"
+    assert not saves(best, sign * (2.0 - 0.019), 5)
+    assert saves(best, sign * (2.0 - 0.021), 5)
+    later = RunCheckpoint("best", "val/error", mode, margin=0.01)
+    later.dirpath = best.dirpath = "here"
+    later.load_state_dict(best.state_dict())
+    assert not saves(later, sign * (2.0 - 0.019), 6)
 
 
 def test_without_validation_there_is_no_candidate(tmp_path: Path) -> None:
