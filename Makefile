@@ -30,7 +30,8 @@ bench: $(READY)  ## time every scan on this machine
 	$(BIN)/mainstem bench
 
 docs: $(READY)  ## the reference of every public name, as HTML in build/docs
-	$(BIN)/pdoc --docformat google --math --output-directory build/docs mainstem
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs \
+		mainstem.core mainstem.kernels mainstem.core.training mainstem.domains.forecasting
 
 clean:  ## remove the virtual environment and what was built
 	rm -rf .venv build dist
