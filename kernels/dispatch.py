@@ -11,6 +11,9 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from .gpu import interpreted
 
 BACKENDS = ("reference", "chunked", "cpu", "triton")
 
@@ -35,7 +38,7 @@ def missing(backend: str) -> str | None:
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not interpreted():
             return "no CUDA device"
     return None
 
@@ -46,9 +49,25 @@ def why_not(operation: str, backend: str, device: torch.device) -> str | None:
         return f"{operation} has no {backend} backend"
     if backend == "cpu" and device.type != "cpu":
         return f"the cpu backend needs tensors on the CPU, and these are on {device}"
-    if backend == "triton" and device.type != "cuda":
+    if backend == "triton" and device.type != "cuda" and not interpreted():
         return f"the triton backend needs tensors on a CUDA device, and these are on {device}"
     return missing(backend)
+
+
+def _load(operation: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{operation}.{backend}")
+
+
+def _unable(operation: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """Why ``backend`` cannot serve these tensors: their device, their type, or what its own file says."""
+    reason = why_not(operation, backend, tensors[0].device)
+    if reason is not None:
+        return reason
+    if backend == "triton" and tensors[0].dtype in (torch.float64, torch.complex128):
+        return "the triton backend computes in float32, and these are double precision"
+    judge = getattr(_load(operation, backend), "unable", None)
+    found: str | None = None if judge is None else judge(*tensors)
+    return found
 
 
 @cache
@@ -56,34 +75,41 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def resolve(operation: str, backend: str, device: torch.device) -> str:
-    """Name the backend that serves ``operation`` on ``device``.
+def resolve(operation: str, backend: str, *tensors: Tensor) -> str:
+    """Name the backend that serves ``operation`` for these tensors.
 
     ``"auto"`` is ``triton`` on a CUDA device and ``cpu`` on a CPU where the operation has that file, and
-    ``chunked`` elsewhere. A file that is there and cannot be used on this machine is named once.
+    ``chunked`` elsewhere. A file that is there and cannot be used is named once.
+
+    Args:
+        operation: a folder of this package.
+        backend: ``"auto"`` or one of `BACKENDS`.
+        tensors: of the call. Device and type of the first decide, and the backend's own ``unable(*tensors)``.
 
     Raises:
         ValueError: the backend is unknown, or cannot serve this call; the message gives the reason and the
             backends that can.
     """
     check_backend(backend)
+    device = tensors[0].device
     if backend != "auto":
-        reason = why_not(operation, backend, device)
+        reason = _unable(operation, backend, tensors)
         if reason is not None:
-            able = [name for name in BACKENDS if why_not(operation, name, device) is None]
+            able = [name for name in BACKENDS if _unable(operation, name, tensors) is None]
             raise ValueError(
                 f"backend={backend!r} cannot serve this call: {reason}; these can: auto, {', '.join(able)}"
             )
         return backend
     fast = "triton" if device.type == "cuda" else "cpu"
-    reason = why_not(operation, fast, device)
+    if not offers(operation, fast):
+        return "chunked"
+    reason = _unable(operation, fast, tensors)
     if reason is None:
         return fast
-    if offers(operation, fast):
-        _say_once(f"{operation}: taking the slower chunked backend on {device.type}, because {reason}")
+    _say_once(f"{operation}: taking the slower chunked backend on {device.type}, because {reason}")
     return "chunked"
 
 
-def implementation(operation: str, backend: str, device: torch.device) -> ModuleType:
-    """Import the file that serves ``operation``; raises as `resolve` does."""
-    return importlib.import_module(f"{__package__}.{operation}.{resolve(operation, backend, device)}")
+def implementation(operation: str, backend: str, *tensors: Tensor) -> ModuleType:
+    """Import the file that serves ``operation``; takes and raises what `resolve` does."""
+    return _load(operation, resolve(operation, backend, *tensors))

@@ -49,7 +49,7 @@ def attention(
     cu_seqlens_k = _check_bounds(q, k, cu_seqlens, cu_seqlens_k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend not in ("auto", "chunked", "reference"):
-        resolve("attention", backend, q.device)
+        resolve("attention", backend, q, k, v)
     # Both backends are differentiable PyTorch. Only what depends on the values of cu_seqlens, or loops over
     # blocks of queries, cannot be traced: that goes into a compiled graph as one operator.
     traceable = cu_seqlens is None and window is None and (not causal or q.shape[1] == k.shape[1])
@@ -112,7 +112,7 @@ def _forward(
     cu_seqlens_k: Tensor | None,
     backend: str,
 ) -> Tensor:
-    kernel = implementation("attention", backend, q.device)
+    kernel = implementation("attention", backend, q, k, v)
     o: Tensor = kernel.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
     return owned(o)
 
@@ -145,7 +145,7 @@ def _backward(
     cu_seqlens_k: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = implementation("attention", backend, q.device)
+    kernel = implementation("attention", backend, q, k, v)
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         o: Tensor = kernel.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)

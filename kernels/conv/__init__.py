@@ -119,7 +119,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("conv", backend, x.device)
+    kernel = implementation("conv", backend, x, weight)
     state = _state(x, weight, cu_seqlens, initial_state)
     y, state = kernel.forward(x, weight, bias, activation, state, cu_seqlens, reverse)
     return y, state
@@ -153,7 +153,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernel = implementation("conv", backend, x.device)
+    kernel = implementation("conv", backend, x, weight)
     state = _state(x, weight, cu_seqlens, initial_state)
     dx, dweight, dbias, dinitial = kernel.backward(
         dy, dstate, x, weight, bias, activation, state, cu_seqlens, reverse

@@ -129,7 +129,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = implementation("delta", backend, q.device)
+    kernel = implementation("delta", backend, q, k, v)
     o, state, error = kernel.forward(q, k, v, beta, decay, scale, cu_seqlens, initial_state, reverse)
     return o, state, error
 
@@ -167,7 +167,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kernel = implementation("delta", backend, q.device)
+    kernel = implementation("delta", backend, q, k, v)
     dq, dk, dv, dbeta, ddecay, dinitial = kernel.backward(
         do, dstate, error, q, k, v, beta, decay, scale, cu_seqlens, initial_state, reverse
     )

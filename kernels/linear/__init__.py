@@ -119,7 +119,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("linear", backend, q.device)
+    kernel = implementation("linear", backend, q, k, v)
     o, state = kernel.forward(q, k, v, decay, scale, cu_seqlens, initial_state, reverse)
     return o, state
 
@@ -153,7 +153,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kernel = implementation("linear", backend, q.device)
+    kernel = implementation("linear", backend, q, k, v)
     dq, dk, dv, ddecay, dinitial = kernel.backward(
         do, dstate, q, k, v, decay, scale, cu_seqlens, initial_state, reverse
     )

@@ -136,7 +136,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(h, final_state, gates)``; the gates, for the backward, are empty unless ``keep``."""
-    kernel = implementation("rnn", backend, x.device)
+    kernel = implementation("rnn", backend, x, R)
     state = _state(x, cell, cu_seqlens, initial_state)
     h, state, gates = kernel.forward(x, R, b, cell, state, cu_seqlens, reverse)
     return h, state, gates if keep else gates.new_empty(0)
@@ -175,7 +175,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernel = implementation("rnn", backend, x.device)
+    kernel = implementation("rnn", backend, x, R)
     state = _state(x, cell, cu_seqlens, initial_state)
     dx, dR, db, dinitial = kernel.backward(dh, dstate, gates, x, R, b, cell, state, cu_seqlens, reverse)
     return dx, dR, db, dinitial

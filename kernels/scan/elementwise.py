@@ -105,7 +105,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("scan", backend, b.device)
+    kernel = implementation("scan", backend, b)
     h, state = kernel.elementwise_forward(a, b, _state(a, b, cu_seqlens, initial_state), cu_seqlens, reverse)
     return h, state
 
@@ -134,7 +134,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = implementation("scan", backend, b.device)
+    kernel = implementation("scan", backend, b)
     da, db, dinitial = kernel.elementwise_backward(
         dh, dstate, a, b, _state(a, b, cu_seqlens, initial_state), cu_seqlens, reverse
     )

@@ -63,7 +63,7 @@ def _state(s: Tensor, cu_seqlens: Tensor | None, initial_state: Tensor | None) -
 def _forward(
     s: Tensor, cu_seqlens: Tensor | None, initial_state: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("scan", backend, s.device)
+    kernel = implementation("scan", backend, s)
     z, state = kernel.logcumsumexp_forward(s, _state(s, cu_seqlens, initial_state), cu_seqlens, reverse)
     return z, state
 
@@ -86,7 +86,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("scan", backend, s.device)
+    kernel = implementation("scan", backend, s)
     ds, dinitial = kernel.logcumsumexp_backward(
         dz, dstate, s, _state(s, cu_seqlens, initial_state), cu_seqlens, reverse
     )

@@ -103,7 +103,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("scan", backend, v.device)
+    kernel = implementation("scan", backend, v)
     o, state = kernel.logsumexp_forward(s, v, _state(s, v, cu_seqlens, initial_state), cu_seqlens, reverse)
     return o, state
 
@@ -132,7 +132,7 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = implementation("scan", backend, v.device)
+    kernel = implementation("scan", backend, v)
     ds, dv, dinitial = kernel.logsumexp_backward(
         do, dstate, s, v, _state(s, v, cu_seqlens, initial_state), cu_seqlens, reverse
     )

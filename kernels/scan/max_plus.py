@@ -62,7 +62,7 @@ def _forward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = implementation("scan", backend, i.device)
+    kernel = implementation("scan", backend, i)
     if initial_state is None:
         shape = (num_sequences(cu_seqlens, i.shape[0]), i.shape[2])
         initial_state = i.new_full(shape, -torch.inf, dtype=_dtype(g, i))
