@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all lint format bench bench-gpu bench-docs docs clean
 
 demo: $(READY)  ## train four mixers on a real series, compare them, draw a report
 	$(BIN)/mainstem compare -c forecasting/demo.yaml
@@ -28,6 +28,13 @@ format: $(READY)
 
 bench: $(READY)  ## time every scan on this machine
 	$(BIN)/mainstem bench
+
+bench-gpu: $(READY)  ## on a CUDA device, beside flash-linear-attention, which is installed for it
+	$(BIN)/python -m pip install --quiet flash-linear-attention==0.6.0
+	$(BIN)/mainstem bench gpu
+
+bench-docs: $(READY)  ## measure everything again and write the tables of docs/benchmarks.md (10 minutes)
+	$(BIN)/mainstem bench document
 
 docs: $(READY)  ## the reference of every public name, as HTML in build/docs
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs \

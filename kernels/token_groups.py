@@ -59,7 +59,7 @@ def blank(size, array):
 
 @jit
 def gather(block, width, x, row, head, start, step, p, n, factor):
-    """Copy ``factor · x`` of positions p … p+3 into ``block``; zeros beyond n."""
+    """Copy ``factor · x`` of positions p … p+3 into ``block``; zeros outside 0 … n−1."""
     _, T, H, size = x.shape
     whole = size - size % (BYTES // x.itemsize)
     f = repeat(factor)
@@ -67,7 +67,7 @@ def gather(block, width, x, row, head, start, step, p, n, factor):
     ahead = GROUP * step * H * size
     for m in range(GROUP):
         to = m * width
-        if p + m < n:
+        if p + m >= 0 and p + m < n:
             t = start + (p + m) * step
             at = ((row * T + t) * H + head) * size
             for i in range(0, whole, BYTES // x.itemsize):
@@ -191,6 +191,24 @@ def fold_decay_rows(P, q, k, a, A, width):
         store_rows(q, i, width, mul(q0, a0), mul(q1, a1), mul(q2, a2), mul(q3, a3))
         store_rows(k, i, width, k0, k1, k2, k3)
         store(A, i, a3)
+    _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32)
+
+
+@jit
+def decayed_products(P, q, k, a, width):
+    """Write the ``P_ts`` of `fold_decay_rows` and leave the queries and keys as they are."""
+    p00 = p11 = p22 = p33 = p10 = p20 = p21 = p30 = p31 = p32 = zeros(q)
+    for i in range(0, width, BYTES // q.itemsize):
+        q0, q1, q2, q3 = load(q, i), load(q, width + i), load(q, 2 * width + i), load(q, 3 * width + i)
+        k0, k1, k2, k3 = load(k, i), load(k, width + i), load(k, 2 * width + i), load(k, 3 * width + i)
+        a1, a2, a3 = load(a, width + i), load(a, 2 * width + i), load(a, 3 * width + i)
+        p00, p11, p22, p33 = fma(q0, k0, p00), fma(q1, k1, p11), fma(q2, k2, p22), fma(q3, k3, p33)
+        k0 = mul(k0, a1)
+        p10 = fma(q1, k0, p10)
+        k0, k1 = mul(k0, a2), mul(k1, a2)
+        p20, p21 = fma(q2, k0, p20), fma(q2, k1, p21)
+        k0, k1, k2 = mul(k0, a3), mul(k1, a3), mul(k2, a3)
+        p30, p31, p32 = fma(q3, k0, p30), fma(q3, k1, p31), fma(q3, k2, p32)
     _put(P, p00, p11, p22, p33, p10, p20, p21, p30, p31, p32)
 
 

@@ -1,4 +1,4 @@
-"""What `mainstem bench` shows and writes: a table, CSV, Markdown and the curve of time against length."""
+"""What `mainstem bench` shows and writes of its measurements: a table, CSV and Markdown."""
 
 import csv
 import math
@@ -8,18 +8,16 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 from rich.console import Console
 from rich.table import Table
 
+from .bench_plot import draw
 from .bench_run import Row
 
 COLUMNS = (
     "operation",
     "variant",
-    "backend",
+    "by",
     "B×T×H×D",
     "fwd\nms",
     "fwd+bwd\nms",
@@ -28,17 +26,22 @@ COLUMNS = (
     "fwd\nrate",
     "output\nerror",
     "gradient\nerror",
-    "fwd\n×SDPA",
-    "fwd+bwd\n×SDPA",
+    "ours is\n× fwd",
+    "ours is\n× fwd+bwd",
     "exponent\nof T",
 )
 NAMES = 4
 """How many of the columns are text."""
-LEGEND = (
-    "Rate: of the recurrence itself, counted one token at a time. Error: greatest deviation from the float64 "
-    "reference, relative to its greatest value. ×SDPA: how many times faster than PyTorch's causal attention "
-    "in this run. Exponent of T: slope of log time (forward + backward where there is one) against log T."
+ERRORS = (
+    "Error: greatest deviation from the float64 reference at T = 256, relative to its greatest value; none "
+    "where a peer computes something else."
 )
+RATIOS = (
+    "Ours is ×: how many times faster ours is; on a peer's row our fastest backend than this peer, on ours "
+    "this backend than the fastest peer, in this run."
+)
+EXPONENT = "Exponent of T: slope of log time (forward + backward where there is one) against log T."
+LEGEND = f"Rate: of the recurrence itself, counted one token at a time. {ERRORS} {RATIOS} {EXPONENT}"
 
 
 def console() -> Console:
@@ -48,7 +51,7 @@ def console() -> Console:
 
 
 def groups(rows: Sequence[Row]) -> list[tuple[tuple[str, str, str], list[Row]]]:
-    """Put the rows of one operation, variant and backend together."""
+    """Put the rows of one operation, variant and implementation together."""
     return [
         (key, list(group))
         for key, group in groupby(rows, lambda row: (row.operation, row.variant, row.backend))
@@ -60,30 +63,35 @@ def add_exponents(rows: Sequence[Row]) -> None:
     for _, group in groups(rows):
         points = [(row.length, row.both_ms or row.forward_ms) for row in group]
         timed = [(math.log(length), math.log(time)) for length, time in points if time]
-        if len({length for length, _ in timed}) > 1:
+        same = len({(row.batch, row.heads, row.dim) for row in group if row.forward_ms}) == 1
+        if same and len({length for length, _ in timed}) > 1:
             slope = float(np.polyfit([x for x, _ in timed], [y for _, y in timed], deg=1)[0])
             next(row for row in reversed(group) if row.forward_ms).exponent = slope
 
 
-def _number(value: float | None, style: str) -> str:
+def number(value: float | None, style: str) -> str:
+    """Format a value that may be missing."""
     return "" if value is None else format(value, style)
 
 
-def _time(value: float | None) -> str:
+def three_digits(value: float | None) -> str:
+    """Format a time, a rate or a ratio."""
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
-    """Say what was not run and why, one line for all variants that share the reason."""
-    variants: dict[tuple[str, str, str, str], list[str]] = {}
+    """Say what was not run and why, one line for everything that shares the reason."""
+    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for row in rows:
         if row.note:
             length = f" T={row.length}" if row.length else ""
-            variants.setdefault((row.operation, row.backend, length, row.note), []).append(row.variant)
-    return [
-        f"{operation} ({', '.join(names)}) {backend}{length}: {note}"
-        for (operation, backend, length, note), names in variants.items()
-    ]
+            names = found.setdefault((row.backend, length, row.note), {}).setdefault(row.operation, [])
+            names += [row.variant] if row.variant not in names else []
+    lines = []
+    for (backend, length, note), operations in found.items():
+        what = "; ".join(f"{name} ({', '.join(variants)})" for name, variants in operations.items())
+        lines.append(f"{backend}{length}, {what}: {note}")
+    return lines
 
 
 def cells(row: Row) -> list[str]:
@@ -93,16 +101,16 @@ def cells(row: Row) -> list[str]:
         row.variant,
         row.backend,
         f"{row.batch}×{row.length}×{row.heads}×{row.dim}",
-        _time(row.forward_ms),
-        _time(row.both_ms),
-        _time(row.forward_ktok_s),
-        _time(row.both_ktok_s),
-        f"{_time(row.rate)} {row.unit}",
-        _number(row.error, ".0e"),
-        _number(row.gradient_error, ".0e"),
-        _time(row.forward_ratio),
-        _time(row.both_ratio),
-        _number(row.exponent, ".2f"),
+        three_digits(row.forward_ms),
+        three_digits(row.both_ms),
+        three_digits(row.forward_ktok_s),
+        three_digits(row.both_ktok_s),
+        "" if row.peer else f"{three_digits(row.rate)} {row.unit}",
+        number(row.error, ".0e"),
+        number(row.gradient_error, ".0e"),
+        three_digits(row.forward_ratio),
+        three_digits(row.both_ratio),
+        number(row.exponent, ".2f"),
     ]
 
 
@@ -111,12 +119,12 @@ def show(console: Console, rows: Sequence[Row], header: Mapping[str, str]) -> No
     facts = (f"[bold]{name}[/bold] {value}" for name, value in header.items())
     console.print("  ".join(facts), highlight=False)
     table = Table(header_style="bold")
-    for number, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if number < NAMES else "right", no_wrap=number < NAMES)
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < NAMES else "right", no_wrap=index < NAMES)
     for _, group in groups(rows):
         for row in group:
             if not row.note:
-                table.add_row(*cells(row))
+                table.add_row(*cells(row), style="dim" if row.peer else None)
         table.add_section()
     console.print(table)
     for line in missing(rows):
@@ -124,80 +132,69 @@ def show(console: Console, rows: Sequence[Row], header: Mapping[str, str]) -> No
     console.print(LEGEND, style="dim", highlight=False)
 
 
-def write(rows: Sequence[Row], header: Mapping[str, str], folder: Path, markdown: Path | None) -> list[Path]:
-    """Write bench.csv, bench.png and, where asked for, the Markdown; returns the files."""
+def write(rows: Sequence[Row], header: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write bench.csv, bench.md and bench.png; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "bench.csv", folder / "bench.png"]
+    paths = [folder / f"bench.{kind}" for kind in ("csv", "md", "png")]
     with paths[0].open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    draw(rows, header).savefig(paths[1], dpi=130)
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(to_markdown(rows, header), encoding="utf-8")
-        paths.append(markdown)
+    paths[1].write_text(to_markdown(rows, header), encoding="utf-8")
+    draw(rows, header).savefig(paths[2], dpi=130)
     return paths
 
 
+def markdown_table(columns: Iterable[str], body: Iterable[Sequence[str]], names: int = NAMES) -> str:
+    """Lay out a Markdown table whose first ``names`` columns are text and the others numbers."""
+    titles = [name.replace("\n", " ") for name in columns]
+    rule = ["---"] * names + ["---:"] * (len(titles) - names)
+    return "\n".join(f"| {' | '.join(parts)} |" for parts in [titles, rule, *body])
+
+
+def facts(header: Mapping[str, str]) -> str:
+    """Give the command and what it ran on, as Markdown."""
+    rest = ", ".join(f"{name} {value}" for name, value in header.items() if name != "command")
+    return f"`{header['command']}`\n\n{rest}."
+
+
 def to_markdown(rows: Sequence[Row], header: Mapping[str, str]) -> str:
-    """Return the header, the table of measured rows and the list of what was not run."""
-
-    def line(parts: Iterable[str]) -> str:
-        return f"| {' | '.join(parts)} |"
-
-    versions = ", ".join(f"{name} {value}" for name, value in header.items() if name != "command")
-    rule = ["---"] * NAMES + ["---:"] * (len(COLUMNS) - NAMES)
-    measured = [line(cells(row)) for row in rows if not row.note]
-    table = [line(name.replace("\n", " ") for name in COLUMNS), line(rule), *measured]
-    parts = [f"`{header['command']}`", f"{versions}.", "\n".join(table), LEGEND]
+    """Return the header, a table with a column for each shape, and the list of what was not run."""
+    timed = [row for row in rows if not row.note]
+    shapes = list(dict.fromkeys((row.batch, row.length, row.heads, row.dim) for row in timed))
+    one_kind = len({(batch, heads, dim) for batch, _, heads, dim in shapes}) == 1
+    titles = [f"T = {shape[1]}" if one_kind else "×".join(map(str, shape)) for shape in shapes]
+    columns = ["operation", "variant", "by", *titles, "error", "exponent"]
+    body = []
+    for names, group in groups(timed):
+        by_shape = {(row.batch, row.length, row.heads, row.dim): row for row in group}
+        times = [_summary(by_shape.get(shape)) for shape in shapes]
+        errors = _pair(number(group[-1].error, ".0e"), number(group[-1].gradient_error, ".0e"))
+        exponent = next((number(row.exponent, ".2f") for row in reversed(group) if row.exponent), "")
+        body.append([f"`{names[0]}`", *names[1:], *times, errors, exponent])
+    table = markdown_table(columns, body, 3)
+    batch, _, heads, dim = shapes[0] if shapes else (0, 0, 0, 0)
+    sizes = f"B = {batch}, H = {heads}, D = {dim}. " if one_kind else "Columns are B×T×H×D. "
+    key = (
+        f"{sizes}In each cell milliseconds, thousands of tokens a second and × ours is, forward / forward + "
+    )
+    legend = f"{key}backward. {ERRORS} {RATIOS} {EXPONENT}"
     absent = "\n".join(f"- {text}" for text in missing(rows))
-    return "\n\n".join([*parts, absent] if absent else parts) + "\n"
+    return "\n\n".join(part for part in (facts(header), table, legend, absent) if part) + "\n"
 
 
-def draw(rows: Sequence[Row], header: Mapping[str, str]) -> Figure:
-    """Draw time against T, both logarithmic, one panel an operation, with PyTorch's attention in each."""
-    timed = [group for group in groups(rows) if any(row.forward_ms for row in group[1])]
-    names = list(dict.fromkeys(key[0] for key, _ in timed if key[2] != "torch SDPA")) or ["attention"]
-    across = min(3, len(names))
-    down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(4.6 * across, 3.8 * down + 0.5), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for panel, name in zip(panels, names):
-        _draw_panel(panel, name, timed)
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    figure.suptitle(f"{header['device']}, {header['threads']} thread(s): forward + backward", fontsize=10)
-    return figure
+def _summary(row: Row | None) -> str:
+    if row is None:
+        return ""
+    parts = [
+        f"{_pair(three_digits(row.forward_ms), three_digits(row.both_ms))} ms",
+        f"{_pair(three_digits(row.forward_ktok_s), three_digits(row.both_ktok_s))} ktok/s",
+        f"× {_pair(three_digits(row.forward_ratio), three_digits(row.both_ratio))}"
+        if row.forward_ratio
+        else "",
+    ]
+    return "<br>".join(part for part in parts if part)
 
 
-BACKEND_STYLES = {"reference": ":", "chunked": "--", "cpu": "-", "triton": "-", "torch SDPA": "-."}
-
-
-def _draw_panel(panel: Axes, name: str, timed: Sequence[tuple[tuple[str, str, str], list[Row]]]) -> None:
-    variants = list(dict.fromkeys(key[1] for key, _ in timed if key[0] == name))
-    both = any(row.both_ms for key, group in timed if key[0] == name for row in group)
-    note = "" if both else " (forward only)"
-    for (operation, variant, backend), group in timed:
-        peer = backend == "torch SDPA"
-        if operation != name and not peer:
-            continue
-        points = [(row.length, row.both_ms if both else row.forward_ms) for row in group if row.forward_ms]
-        panel.plot(
-            *zip(*points),
-            BACKEND_STYLES[backend],
-            marker="o",
-            markersize=3,
-            color="0.35" if peer else f"C{variants.index(variant)}",
-            label=backend if peer else f"{variant}, {backend}",
-        )
-    panel.set(xscale="log", yscale="log", title=f"{name}{note}", xlabel="tokens T", ylabel="ms")
-    lengths = sorted({row.length for _, group in timed for row in group})
-    panel.set_xticks(lengths, [str(length) for length in lengths])
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    panel.grid(alpha=0.3)
-    if panel.has_data():
-        panel.legend(fontsize=7, handlelength=3.2, numpoints=2)
+def _pair(first: str, second: str) -> str:
+    return f"{first} / {second}" if first and second else first or second

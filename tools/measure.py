@@ -1,5 +1,6 @@
 """Time, memory and the description of the machine: what `bench` and `compare` measure with."""
 
+import importlib.util
 import os
 import platform
 import sys
@@ -15,11 +16,8 @@ from .. import __version__
 
 
 def set_threads(threads: int) -> None:
-    """Let PyTorch and Numba use ``threads`` cores."""
-    import numba
-
+    """Let PyTorch use ``threads`` cores, and with it the kernels, which ask it how many there are."""
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
 
 
 def clock_name(device: torch.device, threads: int) -> str:
@@ -65,6 +63,12 @@ def seconds_per_call(
 
 
 def _cuda_seconds(call: Callable[[], object], limit: float) -> float:
+    if importlib.util.find_spec("triton") is not None:
+        # It clears the cache between calls and keeps the queue full, so that a launch is not waited for.
+        from triton.testing import do_bench
+
+        milliseconds: float = do_bench(call, warmup=25, rep=round(1e3 * limit), return_mode="median")
+        return milliseconds / 1e3
     times: list[float] = []
     end = time.perf_counter() + limit
     while not times or time.perf_counter() < end:
@@ -125,6 +129,8 @@ def machine(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "mainstem": __version__,
     }
+    if device.type == "cuda":
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     for package in ("torch", "numba", "triton", "lightning"):
         try:
             found[package] = version(package)

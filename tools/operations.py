@@ -1,6 +1,5 @@
 """The operations that `mainstem bench` times: their inputs, their variants and how much work they are."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .. import kernels
 
 Inputs = dict[str, Tensor]
 Call = Callable[[Inputs], Tensor]
@@ -48,7 +49,7 @@ class Operation:
 
     def bind(self, variant: str, backend: str) -> Call:
         """Return a function of the inputs alone."""
-        function = getattr(importlib.import_module(f"..kernels.{self.folder}", __package__), self.name)
+        function = getattr(kernels, self.name)
         keywords = self.keywords(variant)
 
         def call(inputs: Inputs) -> Tensor:
@@ -85,6 +86,48 @@ def _delta(variant: str, shape: Shape) -> Inputs:
     return inputs | {"beta": torch.sigmoid(_normal(B, T, H))} | _decay(variant, shape)
 
 
+def _generalized_delta(variant: str, shape: Shape) -> Inputs:
+    B, T, H, K = shape
+    q, k, a = (_unit(B, T, H, K) for _ in range(3))
+    erased = -a * torch.sigmoid(_normal(B, T, H, K))
+    return {"q": q, "k": k, "v": _normal(B, T, H, K), "a": a, "b": erased} | _decay(variant, shape)
+
+
+_FACTORS = 2
+
+
+def _delta_product(variant: str, shape: Shape) -> Inputs:
+    B, T, H, K = shape
+    inputs = {"q": _unit(B, T, H, K), "k": _unit(B, T, _FACTORS, H, K), "v": _normal(B, T, _FACTORS, H, K)}
+    return inputs | {"beta": torch.sigmoid(_normal(B, T, _FACTORS, H))} | _decay(variant, shape)
+
+
+_STATES = 16
+
+
+def _selective(variant: str, shape: Shape) -> Inputs:
+    B, T, D = shape.batch, shape.length, shape.channels
+    inputs = {
+        name: _normal(B, T, size) for name, size in (("x", D), ("z", D), ("B", _STATES), ("C", _STATES))
+    }
+    inputs["dt"] = F.softplus(_normal(B, T, D) - 3)
+    # As Mamba starts: A = −1 … −N in every channel.
+    inputs["A"] = -torch.arange(1, _STATES + 1, dtype=torch.float64).repeat(D, 1)
+    return inputs | {"D": _normal(D)}
+
+
+_MINI_BATCH = 16
+
+
+def _ttt(variant: str, shape: Shape) -> Inputs:
+    B, T, H, D = shape
+    inputs = {name: _normal(B, T, H, D) for name in "qkv"} | {"rate": torch.sigmoid(_normal(B, T, H)) / D}
+    inputs["schedule"] = 1 / torch.arange(1, _MINI_BATCH + 1, dtype=torch.float64)
+    # A model to begin with: the LayerNorm of nothing has no useful gradient.
+    state = F.pad(_normal(B, H, D, D) / D**0.5, (0, 0, 0, D + 3))
+    return inputs | {"gain": 1 + 0.1 * _normal(H, D), "offset": 0.1 * _normal(H, D), "initial_state": state}
+
+
 def _elementwise(variant: str, shape: Shape) -> Inputs:
     size = (shape.batch, shape.length, shape.channels)
     a, b = torch.sigmoid(_normal(*size)), _normal(*size)
@@ -116,12 +159,18 @@ def _convolution(variant: str, shape: Shape) -> Inputs:
     return {"x": _normal(shape.batch, shape.length, D), "weight": weight, "bias": _normal(D)}
 
 
+def _long_convolution(variant: str, shape: Shape) -> Inputs:
+    D, T = shape.channels, shape.length
+    kernel = _normal(D, T) * torch.exp(-torch.arange(T, dtype=torch.float64) / 64)
+    return {"x": _normal(shape.batch, T, D), "kernel": kernel, "skip": _normal(D)}
+
+
 def _attention(variant: str, shape: Shape) -> Inputs:
     B, T, H, K = shape
     return {name: _normal(B, T, H, K) for name in "qkv"}
 
 
-_GATES = {"lstm": 4, "gru": 3}
+_GATES = {"lstm": 4, "gru": 3, "slstm": 4, "elman": 1}
 
 
 def _rnn(variant: str, shape: Shape) -> Inputs:
@@ -153,6 +202,34 @@ OPERATIONS = {
     for operation in (
         Operation("linear_recurrence", "linear", DECAYS, _linear, _matrix_state_flops(2)),
         Operation("delta_rule", "delta", ("none", "token", "key"), _delta, _matrix_state_flops(3)),
+        Operation(
+            "generalized_delta_rule",
+            "dplr",
+            ("none", "token", "key"),
+            _generalized_delta,
+            _matrix_state_flops(4),
+        ),
+        Operation(
+            "delta_product",
+            "delta",
+            ("none", "token", "key"),
+            _delta_product,
+            _matrix_state_flops(1 + 2 * _FACTORS),
+        ),
+        Operation(
+            "selective_scan",
+            "selective",
+            (f"state {_STATES}",),
+            _selective,
+            lambda variant, shape: 7.0 * _STATES * shape.channels * shape.tokens,
+        ),
+        Operation(
+            "ttt_linear",
+            "ttt",
+            (f"mini-batch {_MINI_BATCH}",),
+            _ttt,
+            lambda variant, shape: (8.0 * shape.dim + 6.0 * _MINI_BATCH) * shape.channels * shape.tokens,
+        ),
         Operation("elementwise_scan", "scan", ("real", "complex"), _elementwise, _channel_bytes(3), "GB/s"),
         Operation("logsumexp_scan", "scan", ("real",), _logsumexp, _channel_bytes(2), "GB/s"),
         Operation("logcumsumexp", "scan", ("real",), _logcumsumexp, _channel_bytes(2), "GB/s"),
@@ -169,6 +246,14 @@ OPERATIONS = {
             keywords=lambda variant: {"activation": "silu"},
         ),
         Operation(
+            "long_convolution",
+            "long_conv",
+            ("filter of T",),
+            _long_convolution,
+            _channel_bytes(2),
+            "GB/s",
+        ),
+        Operation(
             "attention",
             "attention",
             ("causal",),
@@ -179,7 +264,7 @@ OPERATIONS = {
         Operation(
             "gated_rnn",
             "rnn",
-            ("lstm", "gru"),
+            ("lstm", "gru", "slstm", "elman"),
             _rnn,
             lambda variant, shape: 2.0 * _GATES[variant] * shape.dim * shape.channels * shape.tokens,
             keywords=lambda variant: {"cell": variant},
@@ -189,19 +274,13 @@ OPERATIONS = {
 
 
 def cast(inputs: Inputs, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Give the inputs their type; a log decay never has less than float32, as in the mixers."""
+    """Give the inputs their type; what makes a decay never has less than float32, as in the mixers."""
     complex_dtype = {torch.float64: torch.complex128}.get(dtype, torch.complex64)
 
     def one(name: str, tensor: Tensor) -> Tensor:
         if tensor.is_complex():
             return tensor.to(device, complex_dtype)
-        wide = name == "decay" and dtype in (torch.bfloat16, torch.float16)
+        wide = name in ("decay", "A") and dtype in (torch.bfloat16, torch.float16)
         return tensor.to(device, torch.float32 if wide else dtype)
 
     return {name: one(name, tensor) for name, tensor in inputs.items()}
-
-
-def sdpa_causal(inputs: Inputs) -> Tensor:
-    """Call ``scaled_dot_product_attention(is_causal=True)`` on q, k, v ``(B, T, H, D)``."""
-    q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

@@ -15,9 +15,16 @@ from .aaren import AarenMixer
 from .attention import AttentionMixer
 from .base import Mixer
 from .delta import DeltaMixer, DeltaRow
+from .hyena import HyenaMixer
 from .linear import LinearMixer, LinearRow
+from .lssl import LSSLMixer
 from .lti import LRUMixer
-from .rnn import RNNMixer
+from .mamba import MambaMixer
+from .rnn import RNNMixer, SLSTMMixer
+from .rwkv6 import RWKV6Mixer
+from .rwkv7 import RWKV7Mixer
+from .s4d import S4DMixer
+from .ttt import TTTMixer
 
 MixerName = Literal[
     "attention",
@@ -31,9 +38,20 @@ MixerName = Literal[
     "aaren",
     "deltanet",
     "gated_deltanet",
+    "deltaproduct",
+    "kda",
     "lru",
+    "s4d",
+    "lssl",
+    "hyena",
+    "mamba",
     "lstm",
     "gru",
+    "slstm",
+    "elman",
+    "rwkv6",
+    "rwkv7",
+    "ttt",
 ]
 
 
@@ -59,8 +77,17 @@ MIXERS: dict[str, Entry] = {
     "aaren": Entry(AarenMixer),
     **{name: Entry(DeltaMixer, row) for name, row in delta.ROWS.items()},
     "lru": Entry(LRUMixer),
+    "s4d": Entry(S4DMixer),
+    "lssl": Entry(LSSLMixer),
+    "hyena": Entry(HyenaMixer),
+    "mamba": Entry(MambaMixer),
     "lstm": Entry(RNNMixer, preset={"cell": "lstm"}),
     "gru": Entry(RNNMixer, preset={"cell": "gru"}),
+    "slstm": Entry(SLSTMMixer),
+    "elman": Entry(RNNMixer, preset={"cell": "elman"}),
+    "rwkv6": Entry(RWKV6Mixer),
+    "rwkv7": Entry(RWKV7Mixer),
+    "ttt": Entry(TTTMixer),
 }
 
 
@@ -108,7 +135,7 @@ def build_mixer(
         keywords["row"] = replace(entry.row, **options)
     else:
         keywords |= options
-    if entry.mixer is LinearMixer:
+    if "depth" in inspect.signature(entry.mixer).parameters:
         keywords |= {"layer": layer, "depth": depth}
     if entry.mixer is AttentionMixer:
         keywords["causal"] = causal

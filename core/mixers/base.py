@@ -12,7 +12,7 @@ from ...kernels import dispatch, short_convolution, short_convolution_step
 from ..state import State, num_bytes, state_dtype
 from ..system import System
 
-OPERATIONS = ("attention", "conv", "delta", "linear", "rnn", "scan")
+OPERATIONS = ("attention", "conv", "delta", "dplr", "linear", "long_conv", "rnn", "scan", "selective", "ttt")
 
 
 @dataclass(frozen=True)

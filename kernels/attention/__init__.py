@@ -1,4 +1,8 @@
-"""Softmax attention over batches and packed sequences."""
+"""Softmax attention over batches and packed sequences.
+
+The other side of every comparison, so it is PyTorch's own, the best kept there is: packed sequences go
+through `flex_attention` on a GPU, and by length through `scaled_dot_product_attention` elsewhere.
+"""
 
 from typing import Any
 
@@ -8,7 +12,7 @@ from torch import Tensor
 from ..checks import check_cu_vector, check_floating, shape_of
 from ..dispatch import implementation, resolve
 from ..prefix import owned
-from . import chunked, reference
+from . import chunked, flex, reference
 
 
 def attention(
@@ -56,6 +60,13 @@ def attention(
     if torch.compiler.is_compiling() and not traceable:
         o: Tensor = _forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k, backend)
         return o
+    if (
+        backend != "reference"
+        and cu_seqlens is not None
+        and cu_seqlens_k is not None
+        and flex.serves(q, k, v)
+    ):
+        return flex.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
     forward = reference.forward if backend == "reference" else chunked.forward
     return forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
 

@@ -235,6 +235,12 @@ def fold_decay(g, y, o0, o1, o2, o3, d, carry, i, KP, shift):
     """Write ``y ∘ o'`` to g; with ``shift`` turn ``q ∘ dq'`` in g into dg, of which ``carry`` is the last."""
     o0, o1 = mul(load(y, i), o0), mul(load(y, KP + i), o1)
     o2, o3 = mul(load(y, 2 * KP + i), o2), mul(load(y, 3 * KP + i), o3)
+    fold_products(g, o0, o1, o2, o3, d, carry, i, KP, shift)
+
+
+@jit
+def fold_products(g, o0, o1, o2, o3, d, carry, i, KP, shift):
+    """Do what `fold_decay` does with ``y ∘ o'`` itself."""
     if shift:
         # Where nothing survives the decay its gradient is exactly zero, and the sum starts afresh.
         c = load(carry, i)

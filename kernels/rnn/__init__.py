@@ -1,6 +1,6 @@
-"""Gated recurrent networks with a head-wise recurrence: LSTM and GRU."""
+"""Gated recurrent networks with a head-wise recurrence: LSTM, GRU, sLSTM and Elman's."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +9,8 @@ from ..checks import accumulator, check_call, check_floating, check_state, shape
 from ..dispatch import implementation
 from ..sequences import num_sequences
 from . import reference
-
-Cell = Literal["lstm", "gru"]
-
-_GATES = {"lstm": 4, "gru": 3}
-_STATES = {"lstm": 2, "gru": 1}
-# Kept for the backward: i, f, g, o, c of the LSTM; r, z, n, R_n h + b_n, h of the GRU.
-_KEPT = 5
+from .cells import CELLS
+from .cells import Cell as Cell
 
 
 def gated_rnn(
@@ -30,22 +25,31 @@ def gated_rnn(
     reverse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run an LSTM or a GRU whose recurrent matrix is block-diagonal, one block a head.
+    """Run a recurrent cell whose recurrent matrix is block-diagonal, one block a head.
 
-    LSTM: ``(i, f, g, o) = x_t + R h_{t-1} + b``, ``c_t = σ(f) c_{t-1} + σ(i) tanh(g)``,
-    ``h_t = σ(o) tanh(c_t)`` (Hochreiter and Schmidhuber, 1997). GRU: ``(r, z) = σ(x_t + R h_{t-1} + b)``,
-    ``n = tanh(x_t + r (R h_{t-1} + b))``, ``h_t = (1 − z) n + z h_{t-1}`` (Cho et al., 2014,
-    arXiv:1406.1078). With one head they are `torch.nn.LSTM` and `torch.nn.GRU`; the blocks are those of
-    Beck et al., *xLSTM* (2024), arXiv:2405.04517.
+    With ``g = x_t + R h_{t-1} + b`` for every gate g:
+
+    - ``"lstm"``, gates i, f, g, o: ``c_t = σ(f) c_{t-1} + σ(i) tanh(g)``, ``h_t = σ(o) tanh(c_t)``
+      (Hochreiter and Schmidhuber, 1997).
+    - ``"gru"``, gates r, z, n: ``n = tanh(x_t + σ(r) (R h_{t-1} + b))``, ``h_t = (1 − σ(z)) n + σ(z)
+      h_{t-1}`` (Cho et al., 2014, arXiv:1406.1078).
+    - ``"slstm"``, gates i, f, z, o: ``c_t = σ(f) c_{t-1} + e^i tanh(z)``, ``n_t = σ(f) n_{t-1} + e^i``,
+      ``h_t = σ(o) c_t / n_t``; ``"slstm_exp"`` has ``e^f`` for ``σ(f)``. c and n are held relative to
+      ``e^{m_t}``, ``m_t = max(log f + m_{t-1}, i)``, so that no exponent is positive; where n is 0 nothing
+      was written yet and m counts as −∞ (Beck et al., *xLSTM*, 2024, arXiv:2405.04517, eq. 8–17).
+    - ``"elman"``, one gate: ``h_t = tanh(x_t + R h_{t-1} + b)`` (Elman, 1990).
+
+    With one head they are `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN`. The blocks, and one kernel for
+    all cells, follow Pöppel, Beck and Hochreiter, *FlashRNN* (2024), arXiv:2412.07752.
 
     Args:
-        x: ``(B, T, G, H, D)``, what the input adds to each gate: i, f, g, o, or r, z, n.
+        x: ``(B, T, G, H, D)``, what the input adds to each gate.
         R: ``(G, H, D, D)``, output by input, as in `torch.nn.LSTM.weight_hh_l0`.
         b: ``(G, H, D)``, added on the recurrent side.
-        cell: ``"lstm"`` or ``"gru"``.
+        cell: ``"lstm"``, ``"gru"``, ``"slstm"``, ``"slstm_exp"`` or ``"elman"``.
         cu_seqlens: ``(S+1,)`` bounds of sequences that lie end to end in a batch of 1.
-        initial_state: ``(B, 2, H, D)`` with h and c for the LSTM, ``(B, 1, H, D)`` for the GRU; ``(S, …)``
-            with ``cu_seqlens``.
+        initial_state: ``(B, N, H, D)``: h; h and c for the LSTM; h, c, n and m for the sLSTM. ``(S, …)`` with
+            ``cu_seqlens``.
         return_final_state: also return the state after the last token.
         reverse: run from the last token to the first; ``initial_state`` then enters at the last token.
         backend: ``"auto"``, ``"reference"``, ``"chunked"``, ``"cpu"`` or ``"triton"``.
@@ -61,8 +65,8 @@ def gated_rnn(
     if x.ndim != 5:
         raise ValueError(f"x must be (B, T, G, H, D), got {shape_of(x)}")
     _check_cell(x, R, b, cell)
-    state_shape = (_STATES[cell], *x.shape[3:])
-    check_call(cu_seqlens, initial_state, backend, batch=x.shape[0], state=state_shape, names="n, H, D")
+    state_shape = (CELLS[cell].states, *x.shape[3:])
+    check_call(cu_seqlens, initial_state, backend, batch=x.shape[0], state=state_shape, names="N, H, D")
     # The reference is differentiated by autograd, token by token, so it stays outside the custom operator.
     if backend == "reference":
         state = _state(x, cell, cu_seqlens, initial_state)
@@ -84,8 +88,8 @@ def gated_rnn_step(
         x: ``(B, G, H, D)``.
         R: ``(G, H, D, D)``.
         b: ``(G, H, D)``.
-        state: ``(B, 2, H, D)`` for the LSTM, ``(B, 1, H, D)`` for the GRU; it is not modified.
-        cell: ``"lstm"`` or ``"gru"``.
+        state: ``(B, N, H, D)``, see `gated_rnn`; it is not modified.
+        cell: see `gated_rnn`.
 
     Returns:
         ``(h, state)``: ``(B, H, D)`` in the type of x, and the next state.
@@ -96,31 +100,32 @@ def gated_rnn_step(
     if x.ndim != 4:
         raise ValueError(f"one token needs x (B, G, H, D), got {shape_of(x)}")
     _check_cell(x, R, b, cell)
-    check_state("state", state, (x.shape[0], _STATES[cell], *x.shape[2:]), "n, H, D")
+    check_state("state", state, (x.shape[0], CELLS[cell].states, *x.shape[2:]), "N, H, D")
     return reference.STEPS[cell](x, R, b, state.to(accumulator(x.dtype)))
 
 
 def _check_cell(x: Tensor, R: Tensor, b: Tensor, cell: str) -> None:
-    if cell not in _GATES:
-        raise ValueError(f"cell={cell!r} is unknown: choose one of {', '.join(_GATES)}")
+    if cell not in CELLS:
+        raise ValueError(f"cell={cell!r} is unknown: choose one of {', '.join(CELLS)}")
     check_floating(x=x, R=R, b=b)
     gates, heads, size = x.shape[-3:]
-    if gates != _GATES[cell]:
-        raise ValueError(f"x must have {_GATES[cell]} gates for cell={cell!r}, got {shape_of(x)}")
+    if gates != CELLS[cell].gates:
+        raise ValueError(f"x must have {CELLS[cell].gates} gates for cell={cell!r}, got {shape_of(x)}")
     if tuple(R.shape) != (gates, heads, size, size):
         raise ValueError(f"R must be (G, H, D, D) with the sizes of x {shape_of(x)}, got {shape_of(R)}")
     if tuple(b.shape) != (gates, heads, size):
         raise ValueError(f"b must be (G, H, D) with the sizes of x {shape_of(x)}, got {shape_of(b)}")
 
 
-def _state_shape(x: Tensor, cell: str, cu_seqlens: Tensor | None) -> tuple[int, ...]:
-    return (num_sequences(cu_seqlens, x.shape[0]), _STATES[cell], *x.shape[3:])
+def _state_shape(like: Tensor, cell: str, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+    """Shape of the states beside ``like``, which ends in ``H, D``."""
+    return (num_sequences(cu_seqlens, like.shape[0]), CELLS[cell].states, *like.shape[-2:])
 
 
-def _state(x: Tensor, cell: str, cu_seqlens: Tensor | None, initial_state: Tensor | None) -> Tensor:
+def _state(like: Tensor, cell: str, cu_seqlens: Tensor | None, initial_state: Tensor | None) -> Tensor:
     if initial_state is not None:
-        return initial_state.to(accumulator(x.dtype))
-    return x.new_zeros(_state_shape(x, cell, cu_seqlens), dtype=accumulator(x.dtype))
+        return initial_state.to(accumulator(like.dtype))
+    return like.new_zeros(_state_shape(like, cell, cu_seqlens), dtype=accumulator(like.dtype))
 
 
 @torch.library.custom_op("mainstem::gated_rnn", mutates_args=())
@@ -138,8 +143,8 @@ def _forward(
     """Return ``(h, final_state, gates)``; the gates, for the backward, are empty unless ``keep``."""
     kernel = implementation("rnn", backend, x, R)
     state = _state(x, cell, cu_seqlens, initial_state)
-    h, state, gates = kernel.forward(x, R, b, cell, state, cu_seqlens, reverse)
-    return h, state, gates if keep else gates.new_empty(0)
+    h, state, gates = kernel.forward(x, R, b, cell, state, cu_seqlens, reverse, keep)
+    return h, state, gates
 
 
 @_forward.register_fake
@@ -155,7 +160,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _, heads, size = x.shape
-    shape = (heads, batch * length, _KEPT * size) if keep else (0,)
+    shape = (heads, batch * length, CELLS[cell].kept * size) if keep else (0,)
     dtype = accumulator(x.dtype)
     state = x.new_empty(_state_shape(x, cell, cu_seqlens), dtype=dtype)
     return x.new_empty(batch, length, heads, size), state, x.new_empty(shape, dtype=dtype)
@@ -166,7 +171,6 @@ def _backward(
     dh: Tensor,
     dstate: Tensor,
     gates: Tensor,
-    x: Tensor,
     R: Tensor,
     b: Tensor,
     cell: str,
@@ -175,9 +179,10 @@ def _backward(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernel = implementation("rnn", backend, x, R)
-    state = _state(x, cell, cu_seqlens, initial_state)
-    dx, dR, db, dinitial = kernel.backward(dh, dstate, gates, x, R, b, cell, state, cu_seqlens, reverse)
+    """Return ``(dx, dR, db, dinitial)``; all that is needed of x is in the gates."""
+    kernel = implementation("rnn", backend, dh, R)
+    state = _state(dh, cell, cu_seqlens, initial_state)
+    dx, dR, db, dinitial = kernel.backward(dh, dstate, gates, R, b, cell, state, cu_seqlens, reverse)
     return dx, dR, db, dinitial
 
 
@@ -186,7 +191,6 @@ def _(
     dh: Tensor,
     dstate: Tensor,
     gates: Tensor,
-    x: Tensor,
     R: Tensor,
     b: Tensor,
     cell: str,
@@ -195,19 +199,26 @@ def _(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dR, db = (y.new_empty(y.shape) for y in (x, R, b))
-    return dx, dR, db, dstate.new_empty(dstate.shape)
+    dx = dh.new_empty(*dh.shape[:2], R.shape[0], *dh.shape[2:])
+    return dx, R.new_empty(R.shape), b.new_empty(b.shape), dstate.new_empty(dstate.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend, _ = inputs
-    ctx.save_for_backward(output[2], x, R, b, cu_seqlens, initial_state)
+    _, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend, _ = inputs
+    ctx.save_for_backward(output[2], R, b, cu_seqlens, initial_state)
+    ctx.shape, ctx.dtype = output[0].shape, output[0].dtype
+    # The gates never have a gradient, and zeros as many as they are would take as long as a step.
+    ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, dh: Tensor, dstate: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gates, x, R, b, cu_seqlens, initial_state = ctx.saved_tensors
+def _autograd(ctx: Any, dh: Tensor | None, dstate: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    gates, R, b, cu_seqlens, initial_state = ctx.saved_tensors
+    if dh is None:
+        dh = gates.new_zeros(ctx.shape, dtype=ctx.dtype)
+    if dstate is None:
+        dstate = gates.new_zeros(_state_shape(dh, ctx.cell, cu_seqlens))
     dx, dR, db, dinitial = _backward(
-        dh, dstate, gates, x, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend
+        dh, dstate, gates, R, b, ctx.cell, cu_seqlens, initial_state, ctx.reverse, ctx.backend
     )
     dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
     return dx, dR, db, None, None, dinitial, None, None, None

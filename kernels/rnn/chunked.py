@@ -7,10 +7,13 @@ Letters: H heads, D channels a head, G gates, S sequences, P all tokens, ordered
 are ``(H, P, …)`` and running states ``(H, n, S, D)``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..sequences import check_cu_seqlens
 
@@ -32,24 +35,27 @@ def forward(
     state: Tensor,
     cu_seqlens: Tensor | None,
     reverse: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(h, final_state, gates)``; the gates ``(H, P, 5·D)`` are for `backward`."""
+    """Return ``(h, final_state, gates)``; the gates ``(H, P, kept·D)``, for `backward`, need ``keep``."""
     steps = _steps(x, cu_seqlens, reverse)
     inputs = _by_step(x.flatten(0, 1), steps, state.dtype)
     bias = b.to(state.dtype).transpose(0, 1).flatten(1)[:, None]
     running = _to_running(state, steps)
-    run = _lstm_forward if cell == "lstm" else _gru_forward
-    h, gates = run(inputs, _fused(R, state.dtype), bias, running, steps.sizes)
+    h, gates = _FORWARD[cell](inputs, _fused(R, state.dtype), bias, running, steps.sizes)
     o = x.new_empty(h.shape[1], *x.shape[3:])
     o[steps.tokens] = h.transpose(0, 1).to(x.dtype)
-    return o.view(*x.shape[:2], *x.shape[3:]), _from_running(running, steps), gates
+    return (
+        o.view(*x.shape[:2], *x.shape[3:]),
+        _from_running(running, steps),
+        gates if keep else gates.new_empty(0),
+    )
 
 
 def backward(
     dh: Tensor,
     dstate: Tensor,
     gates: Tensor,
-    x: Tensor,
     R: Tensor,
     b: Tensor,
     cell: str,
@@ -58,18 +64,17 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``(dx, dR, db, dinitial)``."""
-    steps = _steps(x, cu_seqlens, reverse)
+    steps = _steps(dh, cu_seqlens, reverse)
     grad = _by_step(dh.flatten(0, 1)[:, None], steps, state.dtype)
     start, running = _to_running(state, steps), _to_running(dstate, steps)
-    run = _lstm_backward if cell == "lstm" else _gru_backward
-    before, dinputs, drecurrent = run(gates, grad, _fused(R, state.dtype), start, running, steps)
-    num_gates = R.shape[0]
-    dR = (drecurrent.mT @ before).view(R.shape[1], num_gates, *R.shape[2:]).transpose(0, 1)
-    db = drecurrent.sum(1).view(R.shape[1], num_gates, -1).transpose(0, 1)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format).flatten(0, 1)
-    dx[steps.tokens] = dinputs.view(R.shape[1], -1, num_gates, R.shape[2]).permute(1, 2, 0, 3).to(x.dtype)
+    before, dinputs, drecurrent = _BACKWARD[cell](gates, grad, _fused(R, state.dtype), start, running, steps)
+    num_gates, H, D = R.shape[:3]
+    dR = (drecurrent.mT @ before).view(H, num_gates, D, D).transpose(0, 1)
+    db = drecurrent.sum(1).view(H, num_gates, D).transpose(0, 1)
+    dx = dh.new_empty(dh.shape[0] * dh.shape[1], num_gates, H, D)
+    dx[steps.tokens] = dinputs.view(H, -1, num_gates, D).permute(1, 2, 0, 3).to(dh.dtype)
     return (
-        dx.view(x.shape),
+        dx.view(*dh.shape[:2], num_gates, H, D),
         dR.to(R.dtype).contiguous(),
         db.to(b.dtype).contiguous(),
         _from_running(running, steps),
@@ -168,6 +173,124 @@ def _gru_backward(
         end -= n
     inputs = torch.cat((recurrent[:, :, :2].flatten(2), by_n * grad), -1)
     return before, inputs, recurrent.flatten(2)
+
+
+def _slstm_forward(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    sizes: list[int],
+    *,
+    exponential: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Advance ``running`` in place and return ``h`` and ``[i', f', z, o, c, n, d log f / df]``."""
+    h, c, n, m = running.unbind(1)
+    D = h.shape[-1]
+    kept = inputs.new_empty(*inputs.shape[:2], 7 * D)
+    outputs = inputs.new_empty(*inputs.shape[:2], D)
+    inputs.add_(bias)
+    begin = 0
+    for active in sizes:
+        now = slice(begin, begin + active)
+        enter, forget, z, o, c_t, n_t, slope = kept[:, now].chunk(7, -1)
+        i, f, z_in, o_in = torch.baddbmm(inputs[:, now], h[:, :active], weight).chunk(4, -1)
+        torch.tanh(z_in, out=z)
+        torch.sigmoid(o_in, out=o)
+        if exponential:
+            slope.fill_(1)
+        else:
+            torch.sigmoid(-f, out=slope)
+            f = logsigmoid(f)
+        past = (f + m[:, :active]).masked_fill_(n[:, :active] == 0, -torch.inf)
+        m[:, :active] = torch.maximum(past, i)
+        torch.exp(past.sub_(m[:, :active]), out=forget)
+        torch.exp(i - m[:, :active], out=enter)
+        torch.addcmul(enter * z, forget, c[:, :active], out=c_t)
+        torch.addcmul(enter, forget, n[:, :active], out=n_t)
+        c[:, :active], n[:, :active] = c_t, n_t
+        h[:, :active] = outputs[:, now] = o * c_t / n_t
+        begin += active
+    return outputs, kept
+
+
+def _slstm_backward(
+    kept: Tensor, grad: Tensor, weight: Tensor, start: Tensor, running: Tensor, steps: Steps
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the state's gradient ``running`` to the start in place; return ``(before, dx, drecurrent)``."""
+    enter, forget, z, o, c, n, slope = kept.chunk(7, -1)
+    ratio = c / n
+    before = _previous(start[:, 0], o * ratio, steps)
+    c_before, n_before = _previous(start[:, 1], c, steps), _previous(start[:, 2], n, steps)
+    by_o, to_c = ratio * o * (1 - o), o / n
+    by_z = enter * (1 - z * z)
+    # The larger of the two terms is the one that m was, and its gate is exp(0).
+    past_won = forget == 1
+    dh, dc, dn, dm = running.unbind(1)
+    dgates = kept.new_empty(*kept.shape[:2], 4, grad.shape[-1])
+    end = kept.shape[1]
+    for active in reversed(steps.sizes):
+        now = slice(end - active, end)
+        dh_t = dh[:, :active] + grad[:, now]
+        dc_t = torch.addcmul(dc[:, :active], dh_t, to_c[:, now])
+        dn_t = dn[:, :active] - dh_t * to_c[:, now] * ratio[:, now]
+        dpast = (dc_t * c_before[:, now] + dn_t * n_before[:, now]) * forget[:, now]
+        di = (dc_t * z[:, now] + dn_t) * enter[:, now]
+        dm_t = dm[:, :active] - dpast - di
+        dpast += dm_t * past_won[:, now]
+        torch.sub(di + dm_t, dm_t * past_won[:, now], out=dgates[:, now, 0])
+        torch.mul(dpast, slope[:, now], out=dgates[:, now, 1])
+        torch.mul(dc_t, by_z[:, now], out=dgates[:, now, 2])
+        torch.mul(dh_t, by_o[:, now], out=dgates[:, now, 3])
+        dc[:, :active], dn[:, :active], dm[:, :active] = dc_t * forget[:, now], dn_t * forget[:, now], dpast
+        dh[:, :active] = dgates[:, now].flatten(2) @ weight.mT
+        end -= active
+    dgates = dgates.flatten(2)
+    return before, dgates, dgates
+
+
+def _elman_forward(
+    inputs: Tensor, weight: Tensor, bias: Tensor, running: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Advance ``running`` in place and return ``h`` twice: it is all that the backward needs."""
+    h = running[:, 0]
+    outputs = inputs.add_(bias)
+    begin = 0
+    for n in sizes:
+        h[:, :n] = outputs[:, begin : begin + n].baddbmm_(h[:, :n], weight).tanh_()
+        begin += n
+    return outputs, outputs
+
+
+def _elman_backward(
+    kept: Tensor, grad: Tensor, weight: Tensor, start: Tensor, running: Tensor, steps: Steps
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the state's gradient ``running`` to the start in place; return ``(before, dx, drecurrent)``."""
+    slope = 1 - kept * kept
+    dh = running[:, 0]
+    end = kept.shape[1]
+    for n in reversed(steps.sizes):
+        now = slice(end - n, end)
+        dgate = grad[:, now].add_(dh[:, :n]).mul_(slope[:, now])
+        dh[:, :n] = dgate @ weight.mT
+        end -= n
+    return _previous(start[:, 0], kept, steps), grad, grad
+
+
+_FORWARD: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "lstm": _lstm_forward,
+    "gru": _gru_forward,
+    "slstm": _slstm_forward,
+    "slstm_exp": partial(_slstm_forward, exponential=True),
+    "elman": _elman_forward,
+}
+_BACKWARD = {
+    "lstm": _lstm_backward,
+    "gru": _gru_backward,
+    "slstm": _slstm_backward,
+    "slstm_exp": _slstm_backward,
+    "elman": _elman_backward,
+}
 
 
 def _steps(x: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> Steps:

@@ -96,9 +96,9 @@ def logcumsumexp_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(ds, dinitial)``."""
     walks = sequence_table(cu_seqlens, s.shape[0], s.shape[1], reverse)
-    level, total, final = _levels(walks, s, state)
+    level, total, _ = _levels(walks, s, state)
     ds, dinitial = s.new_empty(s.shape, dtype=state.dtype), _blank(state)
-    arrays = [_array(x, state) for x in (dz, dstate, s, state, level, total, final, ds, dinitial)]
+    arrays = [_array(x, state) for x in (dz, dstate, s, state, level, total, ds, dinitial)]
     _logcumsumexp_backward(_tasks(walks, s), walks, *arrays)
     return ds.to(s.dtype), dinitial
 
@@ -281,14 +281,17 @@ def _logcumsumexp_task(task, walks, s, state, level, total, final):
 
 
 @jit
-def _logcumsumexp_backward_task(task, walks, dz, dstate, s, state, level, total, final, ds, dinitial):
+def _logcumsumexp_backward_task(task, walks, dz, dstate, s, state, level, total, ds, dinitial):
     i, begin, end = _block(task, s.shape[2])
     row, start, step, n = walks[i]
-    zero = s.dtype.type(0)
+    zero, one = s.dtype.type(0), s.dtype.type(1)
     for j in range(begin, end):
         # The gradient of the sum, measured below the level of the token at hand.
-        last = level[row, start + (n - 1) * step, j] if n > 0 else state[i, j]
-        g = dstate[i, j] * math.exp(last - final[i, j]) if last != -np.inf else zero
+        t = start + (n - 1) * step
+        last = level[row, t, j] if n > 0 else state[i, j]
+        # Not exp(last − final state): far from 0 the float32 of their difference has lost its digits.
+        share = one / total[row, t, j] if n > 0 else one
+        g = dstate[i, j] * share if last != -np.inf else zero
         for p in range(n - 1, -1, -1):
             t = start + p * step
             m = level[row, t, j]

@@ -33,6 +33,68 @@ class Blocks(NamedTuple):
 
 def forward(prefix: Prefix, s: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(o, final_state)`` in the type of the state."""
+    o, final = _forward(prefix, s, v, state)
+    if bool(o.isfinite().all()) and bool(final[..., 1:].isfinite().all()):
+        return o, final
+    # Products of matrices would carry what is not finite to tokens before it, and to other sequences.
+    clean, poison = _without_poison(prefix, s, v, state)
+    o, final = _forward(prefix, *clean)
+    poison = _spread(prefix, poison)
+    final[..., 1:] += prefix.tails(poison)[:, 0, :, None]
+    return o + prefix.split(poison)[1][..., None], final
+
+
+def backward(
+    prefix: Prefix, do: Tensor, dstate: Tensor, s: Tensor, v: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(ds, dv, dinitial)`` in the type of the state."""
+    gradients = _backward(prefix, do, dstate, s, v, state)
+    if all(bool(g.isfinite().all()) for g in gradients):
+        return gradients
+    clean, poison = _without_poison(prefix, s, v, state)
+    # A token's gradient is not finite if an output at or after it, or that output's gradient, is not.
+    outputs = _spread(prefix, poison) + prefix.join(torch.zeros_like(state[:, None, :, 0]), _poison(do))
+    prefix.add_to_tails(outputs, _poison(dstate[..., 1:])[:, None])
+    first, rest = prefix.split(_spread(prefix, outputs, back=True))
+    do, dstate = (torch.where(x.isfinite(), x, 0) for x in (do, dstate))
+    ds, dv, dinitial = _backward(prefix, do, dstate, *clean)
+    return ds + rest, dv + rest[..., None], dinitial + first[:, 0, :, None]
+
+
+def _poison(x: Tensor) -> Tensor:
+    """NaN where one of the last dimension is not finite, 0 elsewhere."""
+    return (x * 0).sum(-1)
+
+
+def _without_poison(
+    prefix: Prefix, s: Tensor, v: Tensor, state: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Return score, value and state with only finite numbers, and NaN at the rows that had others.
+
+    A score or a level of −inf is none of those: it leaves its token out.
+    """
+
+    def split(score: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wrong = _poison(value) + torch.where(score == -torch.inf, 0, score * 0)
+        dropped = wrong.isnan()
+        return score.masked_fill(dropped, -torch.inf), value.masked_fill(dropped[..., None], 0), wrong
+
+    s, v, tokens = split(s, v.to(state.dtype))
+    level, sums, start = split(state[..., 0], state[..., 1:])
+    clean = (s, v, torch.cat((level[..., None], sums), -1))
+    return clean, prefix.join(start[:, None], tokens)
+
+
+def _spread(prefix: Prefix, x: Tensor, back: bool = False) -> Tensor:
+    """Add up ``x (B, n+T, H)`` along each sequence, from its beginning or from its end."""
+    mark = prefix.last() if back else prefix.first()
+    ones = x.new_ones(1, 1, 1).expand(*x.shape[:2], 1)
+    if not back:
+        return blocked_scan("affine", ones, x, mark)
+    return blocked_scan("affine", ones, x.flip(1), None if mark is None else mark.flip(0)).flip(1)
+
+
+def _forward(prefix: Prefix, s: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     blocks = _cut(prefix, s, v, state)
     sums = _sums(blocks)
     o = _join(sums[..., 1:] / _positive(sums[..., :1]), prefix.length)
@@ -40,13 +102,10 @@ def forward(prefix: Prefix, s: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor
     return prefix.split(o)[1], prefix.tails(states)[:, 0]
 
 
-def backward(
+def _backward(
     prefix: Prefix, do: Tensor, dstate: Tensor, s: Tensor, v: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(ds, dv, dinitial)`` in the type of the state.
-
-    With ``q_t = [−do_t·o_t, do_t] / u_t`` a token's value has the gradient ``Σ_{t≥i} exp(s_i − m_t) q_t``.
-    """
+    """With ``q_t = [−do_t·o_t, do_t] / u_t`` a value has the gradient ``Σ_{t≥i} exp(s_i − m_t) q_t``."""
     blocks = _cut(prefix, s, v, state)
     sums = _sums(blocks)
     total = _positive(sums[..., :1])

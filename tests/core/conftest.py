@@ -16,7 +16,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-grouped": ("attention", {"kv_heads": 1}),
     "deltanet-negative": ("deltanet", {"eigenvalue_range": (-1, 1), "conv": 0}),
     "gated_deltanet-negative": ("gated_deltanet", {"eigenvalue_range": (-1, 1), "expand_v": 2.0}),
+    "deltaproduct-gated": ("deltaproduct", {"decay": "head", "gate": "swish", "householder": 3, "conv": 0}),
+    "kda-negative": ("kda", {"eigenvalue_range": (-1, 1), "expand_k": 0.5, "expand_v": 2.0}),
+    "rwkv7-rank": ("rwkv7", {"decay_rank": 1, "rate_rank": 2, "gate_rank": 3}),
     "gla-conv": ("gla", {"conv": 3, "conv_value": False, "expand_k": 1.0}),
+    "rwkv6-rank": ("rwkv6", {"lerp_rank": 1, "decay_rank": 2}),
+    "ttt-gated": ("ttt", {"mini_batch": 3, "conv": 4, "gate": "gelu", "rotary": False}),
+    "s4d-chunks": ("s4d", {"state_size": 6, "initialisation": "inverse", "chunk": 4}),
+    "s4d-bilinear": ("s4d", {"state_size": 2, "discretisation": "bilinear", "chunk": 128}),
+    "lssl-chunks": ("lssl", {"state_size": 5, "learn_A": True, "learn_dt": True, "chunk": 2}),
+    "hyena-short": ("hyena", {"order": 1, "max_length": 4, "conv": 1, "filter_width": 7, "bands": 0}),
+    "slstm-exp": ("slstm", {"forget": "exp", "conv": 0}),
+    "mamba-small": ("mamba", {"expand": 1.5, "state_size": 3, "conv": 2, "rank": 2}),
     "lru-small": ("lru", {"state_size": 5, "r_min": 0.5, "max_phase": 0.3}),
 }
 
@@ -26,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     families = {name: name.split("-")[0] for name in VARIANTS}
     groups = {
         "variant": list(VARIANTS),
-        "linear_variant": [v for v, f in families.items() if f not in ("attention", "lstm", "gru")],
+        "linear_variant": [v for v, f in families.items() if MIXERS[f].mixer.system is not Mixer.system],
         "recurrent_variant": [v for v, f in families.items() if f != "attention"],
         "mixer_name": list(MIXERS),
     }

@@ -170,8 +170,9 @@ def test_parameter_counts(mixer_name: str) -> None:
     per_square = count(build_mixer(mixer_name, dim=128, heads=4)) / 128**2
     expected = {
         "attention": 4, "linear_attention": 4, "retnet": 8, "gla": 4.2, "hgrn2": 4, "mamba2": 7.1,
-        "mlstm": 5.1, "lightnet": 5, "aaren": 3, "deltanet": 4.1, "gated_deltanet": 5.2, "lru": 6.05,
-        "lstm": 6, "gru": 4.8,
+        "mlstm": 5.1, "lightnet": 5, "aaren": 3, "deltanet": 4.1, "gated_deltanet": 5.2,
+        "deltaproduct": 6.2, "kda": 5.1, "rwkv7": 8.1, "rwkv6": 8.6, "ttt": 4.3, "lru": 6.05, "mamba": 7.1,
+        "lstm": 6, "gru": 4.8, "slstm": 6.08, "elman": 2.26, "s4d": 3.03, "lssl": 1.515, "hyena": 5.8,
     }  # fmt: skip
     assert set(expected) == set(MIXERS)
     assert per_square == pytest.approx(expected[mixer_name], rel=0.03)

@@ -1,78 +1,24 @@
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from operation_case import backends
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from mainstem.kernels import gated_rnn, gated_rnn_step
+from mainstem.kernels import gated_rnn
 
-BACKENDS = ["chunked"]
 H, D = 2, 3
-CELLS = {"lstm": (4, 2), "gru": (3, 1)}
+MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "elman": torch.nn.RNN}
 
 
-def make(cell: str, batch: int, length: int, sequences: int) -> dict[str, Any]:
-    gates, states = CELLS[cell]
-    shapes = {
-        "x": (batch, length, gates, H, D),
-        "R": (gates, H, D, D),
-        "b": (gates, H, D),
-        "initial_state": (sequences, states, H, D),
-    }
-    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", list(CELLS))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_matches_the_reference(
-    against_reference: Callable[..., None],
-    layout: Any,
-    reverse: bool,
-    backend: str,
-    cell: Any,
-    dtype: torch.dtype,
-) -> None:
-    inputs = make(cell, layout.batch, layout.length, layout.sequences)
-    op = partial(gated_rnn, cell=cell, cu_seqlens=layout.cu_seqlens, reverse=reverse, return_final_state=True)
-    against_reference(op, inputs, backend=backend, dtype=dtype)
-    if dtype == torch.float64:
-        del inputs["initial_state"]
-        against_reference(op, inputs, backend=backend, dtype=dtype)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_gradcheck(backend: str, cell: Any, reverse: bool) -> None:
-    inputs = [x.requires_grad_() for x in make(cell, 1, 9, 3).values()]
-
-    def op(x: Tensor, R: Tensor, b: Tensor, state: Tensor) -> Any:
-        return gated_rnn(
-            x,
-            R,
-            b,
-            cell=cell,
-            cu_seqlens=torch.tensor([0, 7, 7, 9]),
-            initial_state=state,
-            return_final_state=True,
-            reverse=reverse,
-            backend=backend,
-        )
-
-    assert torch.autograd.gradcheck(op, inputs, fast_mode=True)
-
-
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize("backend", backends("rnn"))
+@pytest.mark.parametrize("cell", list(MODULES))
 def test_one_head_is_the_cell_of_torch(backend: str, cell: Any) -> None:
-    gates, lengths, size = CELLS[cell][0], [7, 4, 1], 4
-    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](6, size, batch_first=True)
+    gates, lengths, size = {"lstm": 4, "gru": 3, "elman": 1}[cell], [7, 4, 1], 4
+    module = MODULES[cell](6, size, batch_first=True)
     inputs = torch.randn(3, 7, 6)
     packed = pack_padded_sequence(inputs, torch.tensor(lengths), batch_first=True)
     wanted = pad_packed_sequence(module(packed)[0], batch_first=True)[0]
@@ -96,58 +42,98 @@ def test_one_head_is_the_cell_of_torch(backend: str, cell: Any) -> None:
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_hostile_numbers_strides_and_repeatable_gradients(backend: str, cell: Any) -> None:
-    inputs = {name: x.float() for name, x in make(cell, 2, 20, 2).items()}
-    inputs["x"] = (1e4 * inputs["x"]).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    inputs["R"] = inputs["R"].mT.requires_grad_()
-    gradients = []
-    for _ in range(2):
-        h = gated_rnn(**inputs, cell=cell, backend=backend)
+def test_heads_are_the_blocks_of_one_matrix() -> None:
+    heads, size, length = 4, 8, 12
+    module: Any = torch.nn.LSTM(5, heads * size, batch_first=True).double()
+    R = torch.randn(4, heads, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+        for gate, blocks in zip(module.weight_hh_l0.view(4, heads * size, heads * size), R):
+            for k, block in enumerate(blocks):
+                gate[k * size : (k + 1) * size, k * size : (k + 1) * size] = block
+    x = torch.randn(2, length, 5, dtype=torch.float64)
+    inputs = torch.nn.functional.linear(x, module.weight_ih_l0, module.bias_ih_l0)
+    h = gated_rnn(
+        inputs.view(2, length, 4, heads, size), R, module.bias_hh_l0.view(4, heads, size), backend="cpu"
+    )
+    assert isinstance(h, Tensor)
+    torch.testing.assert_close(h.flatten(-2), module(x)[0], rtol=0, atol=1e-14)
+
+
+def slstm_inputs(length: int) -> dict[str, Tensor]:
+    R = torch.randn(4, H, D, D, dtype=torch.float64) / 2
+    return {
+        "x": torch.randn(1, length, 4, H, D, dtype=torch.float64),
+        "R": R,
+        "b": torch.zeros(4, H, D).double(),
+    }
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "cpu"])
+@pytest.mark.parametrize(("cell", "forget"), [("slstm", torch.sigmoid), ("slstm_exp", torch.exp)])
+def test_slstm_is_the_recurrence_without_its_stabiliser(
+    backend: str, cell: Any, forget: Callable[[Tensor], Tensor]
+) -> None:
+    inputs: dict[str, Any] = slstm_inputs(12)
+    h, c, n = (torch.zeros(H, D, dtype=torch.float64) for _ in range(3))
+    wanted = []
+    for x in inputs["x"][0]:
+        i, f, z, o = x + torch.einsum("ghij,hj->ghi", inputs["R"], h)
+        c = forget(f) * c + i.exp() * z.tanh()
+        n = forget(f) * n + i.exp()
+        h = o.sigmoid() * c / n
+        wanted.append(h)
+    got, state = gated_rnn(**inputs, cell=cell, return_final_state=True, backend=backend)
+    torch.testing.assert_close(got[0], torch.stack(wanted), rtol=0, atol=1e-13)
+    torch.testing.assert_close(state[0, 1] * state[0, 3].exp(), c)
+    torch.testing.assert_close(state[0, 2] * state[0, 3].exp(), n)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "cpu"])
+@pytest.mark.parametrize("level", [-300.0, 200.0])
+def test_slstm_does_not_care_for_the_level_of_its_input_gate(backend: str, level: float) -> None:
+    inputs = {name: x.float() for name, x in slstm_inputs(40).items()}
+    run = partial(gated_rnn, R=inputs["R"], b=inputs["b"], cell="slstm", backend=backend)
+    shifted = inputs["x"].clone()
+    shifted[:, :, 0] += level
+    a, b = inputs["x"].requires_grad_(), shifted.requires_grad_()
+    ours, theirs = run(a), run(b)
+    assert isinstance(ours, Tensor)
+    assert isinstance(theirs, Tensor)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    (got,), (wanted,) = (torch.autograd.grad(h.square().sum(), x) for h, x in ((theirs, b), (ours, a)))
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "slstm"])
+def test_threads_and_company_change_no_bit(cell: Any) -> None:
+    """A long sequence among short ones, which several threads share by another plan than one does."""
+    lengths = [900, *([17] * 40), 0, 300]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    x = torch.randn(1, sum(lengths), 4, 3, 16, requires_grad=True)
+    R, b = torch.randn(4, 3, 16, 16) / 4, torch.randn(4, 3, 16)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        h = gated_rnn(x, R, b, cell=cell, cu_seqlens=bounds, backend="cpu")
         assert isinstance(h, Tensor)
-        gradients.append(torch.autograd.grad(h.square().sum(), (inputs["x"], inputs["R"])))
-    torch.testing.assert_close(h, gated_rnn(**inputs, cell=cell, backend="reference"))
-    assert all(torch.equal(x, y) and x.isfinite().all() for x, y in zip(*gradients))
-
-
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_step_is_the_scan(cell: Any) -> None:
-    inputs = make(cell, 2, 12, 2)
-    h, final = gated_rnn(**inputs, cell=cell, return_final_state=True, backend="chunked")
-    state, steps = inputs["initial_state"], []
-    for x in inputs["x"].unbind(1):
-        step, state = gated_rnn_step(x, inputs["R"], inputs["b"], state, cell=cell)
-        steps.append(step)
-    torch.testing.assert_close(torch.stack(steps, 1), h)
-    torch.testing.assert_close(state, final)
-
-
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_graphs(through_graphs: Callable[..., None], cell: Any) -> None:
-    def op(x: Tensor, R: Tensor, b: Tensor, bounds: Tensor) -> Tensor:
-        h = gated_rnn(x, R, b, cell=cell, cu_seqlens=bounds)
-        assert isinstance(h, Tensor)
-        return h
-
-    def inputs(length: int) -> tuple[Tensor, ...]:
-        x, R, b, _ = (t.float() for t in make(cell, 1, length, 1).values())
-        return x, R, b, torch.tensor([0, 3, 3, length])
-
-    through_graphs(op, inputs)
-    x, R, b, state = (t.float().requires_grad_() for t in make(cell, 2, 6, 2).values())
-    operator = torch.ops.mainstem.gated_rnn.default
-    torch.library.opcheck(operator, (x, R, b, cell, None, state, True, "auto", True))
+        found.append((h, *torch.autograd.grad(h.square().sum(), x)))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    alone = gated_rnn(x[:, :900], R, b, cell=cell, backend="cpu")
+    assert isinstance(alone, Tensor)
+    assert torch.equal(alone, found[0][0][:, :900])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cell": "elman"}, "choose one of lstm, gru"),
+        ({"cell": "peephole"}, "choose one of lstm, gru, slstm, slstm_exp, elman"),
         ({"cell": "gru"}, "x must have 3 gates"),
+        ({"cell": "elman"}, "x must have 1 gates"),
         ({"R": torch.zeros(4, H, D)}, "R must be"),
         ({"b": torch.zeros(4, D)}, "b must be"),
         ({"initial_state": torch.zeros(1, 1, H, D)}, "initial_state must be"),
+        ({"cell": "slstm", "initial_state": torch.zeros(1, 2, H, D)}, r"\(1, 4, 2, 3\)"),
     ],
 )
 def test_errors(change: dict[str, Any], message: str) -> None:
@@ -159,21 +145,3 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         gated_rnn(**arguments)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=5),
-    reverse=st.booleans(),
-    cell=st.sampled_from(list(CELLS)),
-)
-def test_a_sequence_in_a_pack_is_the_sequence_alone(lengths: list[int], reverse: bool, cell: Any) -> None:
-    inputs = make(cell, 1, sum(lengths), len(lengths))
-    x, state = inputs.pop("x"), inputs.pop("initial_state")
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    run = partial(gated_rnn, **inputs, cell=cell, reverse=reverse, return_final_state=True)
-    h, final = run(x=x, cu_seqlens=bounds, initial_state=state)
-    for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
-        h_alone, final_alone = run(x=x[:, begin:end], initial_state=state[i : i + 1])
-        torch.testing.assert_close(h[:, begin:end], h_alone)
-        torch.testing.assert_close(final[i : i + 1], final_alone)
