@@ -92,7 +92,8 @@ class S4DMixer(StateSpaceMixer):
         if chunks.bounds is not None:
             initial = F.pad(torch.view_as_real(initial), (0, 0, 0, 0, 0, 0, 0, 1))
             initial = torch.view_as_complex(initial)
-        b = added.flatten(1).view(chunks.batch, -1, self.dim * self.states)
+        length = added.shape[0] // max(chunks.batch, 1)  # -1 would be ambiguous where the batch is empty
+        b = added.view(chunks.batch, length, self.dim * self.states)
         a = m.powers[..., -1].flatten().expand_as(b)
         h = elementwise_scan(
             a,

@@ -92,13 +92,13 @@ class StateSpaceMixer(Mixer):
         if before is None:
             before = self.init_state(chunks.last.shape[0], u.device, u.dtype)["hidden"]
         inside, late = chunks.split(u)
-        o = long_convolution(inside, m.kernel, backend=p.backends.get("long_conv", "auto"))
-        assert isinstance(o, Tensor)
+        y = long_convolution(inside, m.kernel, backend=p.backends.get("long_conv", "auto"))
+        assert isinstance(y, Tensor)
         after = self._carry(_write(m.write, inside), m, chunks, before, p)
         entered, hidden = chunks.before(after, before)
         if p.keep_state:
             hidden = self._advance(hidden, m, chunks.rest) + _write(m.write, late)
-        return chunks.join(o + _read(m.read, entered), u), hidden
+        return chunks.join(y + _read(m.read, entered), u), hidden
 
     def _finish(self, o: Tensor, x: Tensor) -> Tensor:
         return self._project((o + upcast(self.skip) * upcast(x)).to(x.dtype))

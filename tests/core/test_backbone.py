@@ -158,7 +158,7 @@ def test_options_reach_the_mixers_that_have_them() -> None:
         ({"channel_mixer": "mlp"}, r"backbone\.channel_mixer = 'mlp': choose one of swiglu, none"),
         ({"hidden": 0}, r"backbone\.hidden = 0 must be at least 1"),
         ({"backend": "nope"}, "backend='nope' is unknown: choose one of auto"),
-        ({"mixer": "lstm", "backend": "triton"}, "mixer 'lstm' has no such kernel; choose auto"),
+        ({"mixer": "ttt", "backend": "triton"}, "mixer 'ttt' has no such kernel; choose auto"),
     ],
 )
 def test_bad_configurations_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -35,7 +35,8 @@ def by_the_paper(m: Any, x: Tensor) -> Tensor:
         A = -m.log_rate.exp()
         h = torch.stack([(step[c] * A[c]).exp() * h[c] + step[c] * B * v[c] for c in range(E)])
         outputs.append((h @ C + m.skip * v) * F.silu(z[t]))
-    return torch.stack(outputs) @ m.out_proj.weight.T
+    y: Tensor = torch.stack(outputs) @ m.out_proj.weight.T
+    return y
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -234,6 +234,15 @@ def one_form(case: Case, target: Target) -> Labelled:
         yield "", ()
 
 
+# Head sizes and hostile numbers that the interpreter runs in the fast suite; `make test-all` runs the rest.
+TELLING = ("60", "mixed", "-inf", "strong", "beta 2", "1e4", "zeros", "far", "nothing", "empty", "N3")
+
+
+def _marks(target: Target, label: str, labelled: Collection[str]) -> tuple[pytest.MarkDecorator, ...]:
+    rest = target.interpreted and label in labelled and not any(word in label for word in TELLING)
+    return (*target.marks, pytest.mark.slow) if rest else target.marks
+
+
 def runs(
     more: Callable[[Case, Target], Labelled] = every_form, only: Callable[[Case], bool] = lambda case: True
 ) -> list[Any]:
@@ -248,8 +257,8 @@ def runs(
             case,
             target,
             *rest,
-            id="-".join(filter(None, (case.name, str(target), label))),
-            marks=target.marks,
+            id="-".join(filter(None, (case.name, str(target), label.replace(" ", "_")))),
+            marks=_marks(target, label, (*case.sizes, *case.hostile)),
         )
         for case in every_case()
         if only(case)

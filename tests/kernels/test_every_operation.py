@@ -77,7 +77,7 @@ def test_matches_reference(
 
 
 def sizes(case: Case, target: Target) -> Labelled:
-    yield from ((label.replace(" ", "_"), (make,)) for label, make in case.sizes.items())
+    yield from ((label, (make,)) for label, make in case.sizes.items())
 
 
 @pytest.mark.parametrize(("case", "target", "make"), runs(sizes))
@@ -89,7 +89,7 @@ def test_sizes(case: Case, target: Target, make: Make) -> None:
 
 def hostile(case: Case, target: Target) -> Labelled:
     for label, make in case.hostile.items():
-        yield label.replace(" ", "_"), (make, label.startswith("strong"))
+        yield label, (make, label.startswith("strong"))
 
 
 @pytest.mark.parametrize(("case", "target", "make", "strong"), runs(hostile))

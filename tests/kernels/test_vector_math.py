@@ -23,7 +23,7 @@ def apply(name: str, x: Any) -> Any:
     function = getattr(vector_math, name)
     lanes = BYTES // x.itemsize
 
-    @numba.njit(fastmath=FASTMATH)
+    @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
     def run(x: Any, y: Any) -> None:
         for i in range(0, x.size, lanes):
             store(y, i, function(load(x, i)))
