@@ -47,11 +47,14 @@ def why_not(operation: str, backend: str, device: torch.device) -> str | None:
     """Why ``backend`` cannot serve ``operation`` for tensors on ``device``, or ``None`` if it can."""
     if not offers(operation, backend):
         return f"{operation} has no {backend} backend"
+    reason = missing(backend)
+    if reason is not None:
+        return reason
     if backend == "cpu" and device.type != "cpu":
         return f"the cpu backend needs tensors on the CPU, and these are on {device}"
     if backend == "triton" and device.type != "cuda" and not interpreted():
         return f"the triton backend needs tensors on a CUDA device, and these are on {device}"
-    return missing(backend)
+    return None
 
 
 def _load(operation: str, backend: str) -> ModuleType:
