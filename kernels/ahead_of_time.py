@@ -30,6 +30,8 @@ class Build:
         constants: all other arguments, ``None`` for a pointer that is absent.
         warps: warps a program.
         stages: of software pipelining.
+        maxnreg: most registers a thread, where the launcher names it; without, the compiler may aim at fewer
+            than there are, for occupancy, and spill.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Build:
     constants: Mapping[str, Any]
     warps: int
     stages: int
+    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def compile_ahead(build: Build, capability: int) -> Resources:
             if kind.startswith("*")
         },
     )
-    options = {"num_warps": build.warps, "num_stages": build.stages}
+    options = {"num_warps": build.warps, "num_stages": build.stages, "maxnreg": build.maxnreg}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _usage(compiled.asm["cubin"])
     return Resources(registers, stack, compiled.metadata.shared)

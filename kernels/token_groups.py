@@ -9,6 +9,7 @@ zeros. A walk takes position p to token ``start + p · step``, so that both dire
 # Numba ships no types.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-any-generics
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ GROUP = 4
 def as_array(x: Tensor, dtype: torch.dtype) -> Any:
     """View ``x`` as a contiguous NumPy array of ``dtype``, copying only where it is not one."""
     return x.detach().to(dtype).contiguous().numpy()
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised tensor on the CPU.
+
+    NumPy asks the system for large pages, which PyTorch does not; with small ones the first touch of a long
+    output takes as long as the scan that fills it.
+    """
+    return torch.from_numpy(np.empty(tuple(shape), str(dtype).removeprefix("torch.")))
 
 
 def decay_factors(decay: Tensor | None, q: Tensor, dtype: torch.dtype) -> Any:

@@ -19,7 +19,7 @@ SECTIONS = {
     "scans": ("scans", "--backend", "chunked,cpu", "--lengths", "512,2048,8192", "--seconds", "0.15"),
     "exponents": (
         "scans",
-        *("--backend", "auto", "--peer", "none", "--lengths", "512,4096,65536", "--seconds", "0.15"),
+        *("--backend", "auto", "--peer", "none", "--lengths", "512,4096,16384,65536", "--seconds", "0.15"),
     ),
     "mamba": ("scans", "--op", "selective_scan", "--backend", "auto", "--dim", "128", "--lengths", "256,512"),
     "threads": ("threads",),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..simd import BYTES, add, fma, jit, kernel, load, mul, repeat, store, sub, zeros
-from ..token_groups import as_array, sequence_table
+from ..token_groups import as_array, fresh, sequence_table
 from ..vector_math import sigmoid
 
 PIECE = 64
@@ -37,7 +37,7 @@ def forward(
     """Return ``(y, final_state)``."""
     size = _whole_vectors(x.shape[2], state.dtype)
     pieces = _pieces(x, weight, cu_seqlens, reverse)
-    y, final = state.new_empty((*x.shape[:2], size)), state.new_empty(_rows(state, size))
+    y, final = fresh((*x.shape[:2], size), state.dtype), state.new_empty(_rows(state, size))
     arrays = _inputs(x, weight, bias, state, size)
     silu, tasks = activation == "silu", len(pieces) * -(-size // BLOCK)
     _forward(tasks, pieces, *arrays, silu, y.numpy(), final.numpy())
@@ -59,7 +59,7 @@ def backward(
     channels, width = weight.shape
     size = _whole_vectors(channels, state.dtype)
     pieces = _pieces(x, weight, cu_seqlens, reverse)
-    dx, dinitial = state.new_empty((*x.shape[:2], size)), state.new_empty(_rows(state, size))
+    dx, dinitial = fresh((*x.shape[:2], size), state.dtype), state.new_empty(_rows(state, size))
     partials = state.new_zeros((min(PARTIALS, len(pieces)), width + 1, size))
     arrays = _inputs(x, weight, bias, state, size)
     given = [_padded(t, size, state.dtype) for t in (dy, dstate.transpose(1, 2))]

@@ -30,6 +30,7 @@ from ..token_groups import (
     decay_factors,
     fold_decay_rows,
     fold_decay_rows_twice,
+    fresh,
     gather,
     gather_decay,
     load_state,
@@ -57,7 +58,7 @@ def forward(
     """Return ``(o, final_state, error)``; error ``(B, T, H, V)`` is what a token did not yet predict."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
-    o, error = v.new_empty(v.shape, dtype=dtype), v.new_empty(v.shape, dtype=dtype)
+    o, error = fresh(v.shape, dtype), fresh(v.shape, dtype)
     final = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(final) if initial_state is None else initial_state
     _run_forward(
@@ -94,8 +95,8 @@ def backward(
     """Return the gradients of q, k, v, beta, decay and initial_state."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
-    dq, dk, dv, dbeta = (x.new_empty(x.shape, dtype=dtype) for x in (q, k, v, beta[..., None]))
-    dg = q.new_empty(q.shape if decay is not None else (0, 0, 0, 0), dtype=dtype)
+    dq, dk, dv, dbeta = (fresh(x.shape, dtype) for x in (q, k, v, beta[..., None]))
+    dg = fresh(q.shape if decay is not None else (0, 0, 0, 0), dtype)
     dinitial = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(dinitial) if initial_state is None else initial_state
     _run_backward(

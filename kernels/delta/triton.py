@@ -28,11 +28,12 @@ LARGEST = 256
 
 
 class Scan(NamedTuple):
-    """Value channels a program, warps and pipeline stages of one scan."""
+    """Value channels a program, warps, pipeline stages and most registers a thread of one scan."""
 
     value: int
     warps: int
     stages: int
+    maxnreg: int | None = None
 
 
 class Tiles(NamedTuple):
@@ -78,7 +79,7 @@ def _tiles(capability: int, K: int, V: int, wide: bool, channel: bool) -> Tiles:
         many = few = Scan(min(value, 16), 8, 1) if channel else forward
     else:
         few = Scan(min(value, 32), 8 if old and key > 64 else 4, 2)
-        many = few if old else Scan(min(value, 64), 8, 2)
+        many = few if old else Scan(min(value, 64), 8, 2, 255 if capability == 100 and key == 64 else None)
         forward = few if channel else many
     if channel:
         gradients = (min(key, 16), min(value, 16 if wide else 32), 8, 1)
@@ -86,13 +87,13 @@ def _tiles(capability: int, K: int, V: int, wide: bool, channel: bool) -> Tiles:
         gradients = (min(key, 16), 16, 4, 2) if old else (min(key, 16), min(value, 32), 8, 1)
     else:
         gradients = (
-            64 if key == 128 and capability == 90 else min(key, 32),
+            64 if K == 128 and capability == 90 else min(key, 16 if K % 16 and old else 32),
             min(value, 32 if old else 64),
             8,
             2,
         )
     return Tiles(
-        chunk=32 if wide else 64,
+        chunk=(32 if key > 32 and channel else 16) if wide else 64,
         key=key,
         systems=(min(key, 32 if channel or wide else 64), 8 if channel else 4),
         forward=(forward, forward if wide or key > 128 else few),
@@ -177,6 +178,7 @@ def forward(
                 BV=scan.value,
                 num_warps=scan.warps,
                 num_stages=scan.stages,
+                maxnreg=scan.maxnreg,
             )
     return o, final, error
 
@@ -221,6 +223,7 @@ def backward(
                 BV=scan.value,
                 num_warps=scan.warps,
                 num_stages=scan.stages,
+                maxnreg=scan.maxnreg,
             )
         if len(states) * H:
             found = {"dq": dq, "dk": dk, "dbeta": dbeta, "ddecay": ddecay}
@@ -361,14 +364,19 @@ def _builds(capability: int, size: int, kind: str, mode: int) -> list[Build]:
     fixed = {"K": size, "C": tiles.chunk, "DECAY": mode, "PRECISION": dot_precision(dtype)}
 
     def build(
-        kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
+        kernel: Any,
+        types: dict[str, str],
+        constants: dict[str, Any],
+        warps: int,
+        stages: int,
+        maxnreg: int | None = None,
     ) -> Build:
         names = kernel.arg_names
         missing = dict.fromkeys(name for name in absent if name in names and name not in types)
         constants = {name: value for name, value in {**fixed, **constants}.items() if name in names}
         tile = "".join(f" {name}{constants[name]}" for name in ("BK", "BV") if name in constants)
         name = f"{kernel.__name__} {kind} {size} {('none', 'head', 'channel')[mode]}{tile}"
-        return Build(name, kernel, types, {**constants, **missing}, warps, stages)
+        return Build(name, kernel, types, {**constants, **missing}, warps, stages, maxnreg)
 
     key, warps = tiles.systems
     types = {**common, **made, **head, **channel, **decays, "q": x, "k": x, "chunks": "*i32"}

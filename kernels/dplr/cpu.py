@@ -34,6 +34,7 @@ from ..token_groups import (
     decay_factors,
     decayed_products,
     fold_decay_rows,
+    fresh,
     gather,
     gather_decay,
     load_state,
@@ -62,7 +63,7 @@ def forward(
     """Return ``(o, final_state, retrieved)``; retrieved ``(B, T, H, V)`` is ``r_t = S_{t-1}ᵀ a_t``."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
-    o, retrieved = v.new_empty(v.shape, dtype=dtype), v.new_empty(v.shape, dtype=dtype)
+    o, retrieved = fresh(v.shape, dtype), fresh(v.shape, dtype)
     final = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(final) if initial_state is None else initial_state
     _run_forward(
@@ -98,9 +99,9 @@ def backward(
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
     inputs = (q, k, v, a, b)
-    gradients = [x.new_empty(x.shape, dtype=dtype) for x in inputs]
-    dretrieved = torch.empty_like(retrieved)
-    dg = q.new_empty(q.shape if decay is not None else (0, 0, 0, 0), dtype=dtype)
+    gradients = [fresh(x.shape, dtype) for x in inputs]
+    dretrieved = fresh(retrieved.shape, dtype)
+    dg = fresh(q.shape if decay is not None else (0, 0, 0, 0), dtype)
     dinitial = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(dinitial) if initial_state is None else initial_state
     _run_backward(

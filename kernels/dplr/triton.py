@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ahead_of_time import Build
 from ..chunk_table import ChunkTable, chunk_table
-from ..gpu import dot_precision
+from ..gpu import capability, dot_precision
 from ..matrix_state import fold_decay_grad, new_state, token_decay
 from .triton_gradient import chunk_gradients, chunk_products
 from .triton_scan import scan_backward, scan_forward
@@ -50,16 +50,20 @@ def _power(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _tiles(K: int, V: int, wide: bool) -> Tiles:
-    """Tiles for key and value sizes K and V, the same on every architecture; ``wide`` for float32."""
+def _tiles(capability: int, K: int, V: int, wide: bool) -> Tiles:
+    """Tiles for key and value sizes K and V; ``wide`` for float32."""
     key, value = _power(K), _power(V)
+    if wide:
+        gradients = (16, 32, 8) if value > 32 else (16, 16 if capability == 100 else value, 4)
+    else:
+        gradients = (16, min(value, 32 if key > 128 else 64), 4)
     return Tiles(
         # Longer chunks run out of registers here.
-        chunk=16 if wide or key > 128 or K % 16 or V % 16 else 32,
+        chunk=16 if wide or key > 128 or key == 16 or K % 16 or V % 16 else 32,
         key=key,
         systems=(16, 4),
         scans=(min(key, 32), 8 if key > 128 else 4),
-        gradients=(16, min(value, 32 if wide or key > 128 else 64), 4),
+        gradients=gradients,
         values=16 if wide else min(value, 32),
     )
 
@@ -239,7 +243,7 @@ def _prepare(
     for x in inputs:
         dtype = torch.promote_types(dtype, x.dtype)
     g = token_decay(decay, q)
-    tiles = _tiles(q.shape[-1], v.shape[-1], dtype == torch.float32)
+    tiles = _tiles(capability(q.device), q.shape[-1], v.shape[-1], dtype == torch.float32)
     q, k, v, a, b = (x.to(dtype).contiguous() for x in inputs)
     return _Call(
         q,
@@ -285,20 +289,19 @@ def builds(capability: int, everything: bool = False) -> list[Build]:
     """List the kernels that the launchers make for a compute capability.
 
     Args:
-        capability: 80, 90 or 100; the tiles are the same on all.
+        capability: 80, 90 or 100.
         everything: every head size and type, and not only the usual ones.
     """
-    del capability
     if everything:
         sizes = (16, 32, 60, 64, 96, 128, 256)
         calls = [(size, kind) for size in sizes for kind in ("bf16", "fp32")]
     else:
         calls = [(128, "bf16"), (64, "fp32")]
-    return [build for call in calls for build in _builds(*call)]
+    return [build for call in calls for build in _builds(capability, *call)]
 
 
-def _builds(size: int, kind: str) -> list[Build]:
-    tiles = _tiles(size, size, kind == "fp32")
+def _builds(capability: int, size: int, kind: str) -> list[Build]:
+    tiles = _tiles(capability, size, size, kind == "fp32")
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     x, wide = f"*{kind}", "*fp32"
     common = {"step": "i32", "H": "i32", "scale": "fp32"}

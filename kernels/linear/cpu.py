@@ -23,6 +23,7 @@ from ..token_groups import (
     blank,
     decay_factors,
     fold_decay_rows,
+    fresh,
     gather,
     gather_decay,
     load_state,
@@ -48,7 +49,7 @@ def forward(
     """Return ``(o, final_state)``."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
-    o = v.new_empty(v.shape, dtype=dtype)
+    o = fresh(v.shape, dtype)
     final = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(final) if initial_state is None else initial_state
     _run_forward(
@@ -81,8 +82,8 @@ def backward(
     """Return the gradients of q, k, v, decay and initial_state."""
     dtype = state_dtype(v)
     sequences = sequence_table(cu_seqlens, q.shape[0], q.shape[1], reverse)
-    dq, dk, dv = (x.new_empty(x.shape, dtype=dtype) for x in (q, k, v))
-    dg = q.new_empty(q.shape if decay is not None else (0, 0, 0, 0), dtype=dtype)
+    dq, dk, dv = (fresh(x.shape, dtype) for x in (q, k, v))
+    dg = fresh(q.shape if decay is not None else (0, 0, 0, 0), dtype)
     dinitial = new_state(v, len(sequences), q.shape[-1])
     initial = torch.zeros_like(dinitial) if initial_state is None else initial_state
     _run_backward(

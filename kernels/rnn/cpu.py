@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..sequences import spans
 from ..simd import BYTES, add, fma, jit, kernel, load, prefetch, splat, store, zeros
-from ..token_groups import as_array, padded
+from ..token_groups import as_array, fresh, padded
 from .cells import CELLS
 from .vector_cells import backward_row, forward_row, get, put
 
@@ -42,8 +42,8 @@ def forward(
     """Return ``(h, final_state, gates)``; the gates ``(H, B·T, kept·D)``, for `backward`, need ``keep``."""
     B, T, _, H, D = x.shape
     walks, tasks = _plan(cu_seqlens, B, T, reverse, H)
-    h, final = _fresh(state, B, T, H, D), _fresh(state, *state.shape)
-    gates = _fresh(state, H, B * T, CELLS[cell].kept * D) if keep else state.new_empty(0)
+    h, final = fresh((B, T, H, D), state.dtype), fresh(state.shape, state.dtype)
+    gates = fresh((H, B * T, CELLS[cell].kept * D), state.dtype) if keep else state.new_empty(0)
     panels = _panels(R.to(state.dtype).permute(1, 3, 0, 2), state.dtype)
     arrays = [as_array(y, state.dtype).reshape(-1) for y in (x, b, state, h, final, gates)]
     sizes = (_KIND[cell], B * T, CELLS[cell].gates, CELLS[cell].states, CELLS[cell].kept, H, D)
@@ -65,8 +65,8 @@ def backward(
     """Return ``(dx, dR, db, dinitial)``."""
     (B, T, H, D), G = dh.shape, R.shape[0]
     walks, tasks = _plan(cu_seqlens, B, T, reverse, H)
-    dgates = _fresh(state, B * T, G + (cell == "gru"), H, D)
-    before, dinitial = _fresh(state, B * T, H, D), _fresh(state, *state.shape)
+    dgates = fresh((B * T, G + (cell == "gru"), H, D), state.dtype)
+    before, dinitial = fresh((B * T, H, D), state.dtype), fresh(state.shape, state.dtype)
     panels = _panels(_rows_of_vectors(R.to(state.dtype).transpose(0, 1)), state.dtype)
     arrays = [
         as_array(y, state.dtype).reshape(-1) for y in (dh, dstate, gates, state, dgates, before, dinitial)
@@ -80,15 +80,6 @@ def backward(
     dx = dgates if cell != "gru" else dgates[:, [0, 1, 3]]
     dx = dx.view(B, T, G, H, D).to(dh.dtype)
     return dx, dR.to(R.dtype), recurrent.sum(0).to(b.dtype), dinitial
-
-
-def _fresh(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised tensor of the type of ``like``.
-
-    NumPy asks the system for large pages, which PyTorch does not; with small ones the first touch of what is
-    kept for the backward takes as long as the forward itself.
-    """
-    return torch.from_numpy(np.empty(shape, np.float64 if like.dtype == torch.float64 else np.float32))
 
 
 def _plan(cu_seqlens: Tensor | None, batch: int, length: int, reverse: bool, heads: int) -> tuple[Any, Any]:

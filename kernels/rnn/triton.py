@@ -25,6 +25,19 @@ from .triton_streamed import streamed_backward, streamed_forward
 from .triton_tiles import Tiles, padded, tiles
 
 _KIND = {name: kind for kind, name in enumerate(CELLS)}
+_AIMED = {
+    (80, torch.float16, True): {("slstm", 128), ("slstm_exp", 128)},
+    (90, torch.bfloat16, True): {("slstm", 32), ("slstm_exp", 32)},
+    (90, torch.float16, False): {("slstm", 16)},
+    (90, torch.float32, False): {("slstm_exp", 128)},
+    (100, torch.bfloat16, False): {("slstm", 32)},
+    (100, torch.bfloat16, True): {("gru", 128)},
+    (100, torch.float16, False): {("slstm", 32)},
+    (100, torch.float16, True): {("slstm", 16), ("slstm_exp", 16)},
+    (100, torch.float32, False): {("gru", 16)},
+}
+"""Where the compiler aims at an occupancy, and spills a few words, unless it is told to take all registers:
+by compute capability, type and whether backward, cells and `padded` sizes."""
 _CHUNK = 64  # of the table, which other operations of the same batch have made already
 
 
@@ -105,6 +118,10 @@ def _tiles(compute: int, cell: str, D: int, dtype: torch.dtype, gradient: bool) 
     return tiles(compute, CELLS[cell].gates, CELLS[cell].kept, D, width, gradient)
 
 
+def _maxnreg(compute: int, cell: str, D: int, dtype: torch.dtype, gradient: bool) -> int | None:
+    return 255 if (cell, padded(D)) in _AIMED.get((compute, dtype, gradient), ()) else None
+
+
 def _prepare(
     like: Tensor,
     cell: str,
@@ -122,7 +139,9 @@ def _prepare(
     packed = cu_seqlens is not None
     # Sequences of one program should end together.
     order = sequences[:, 1].argsort(descending=True, stable=True).int() if packed else sequences
-    tile = _tiles(capability(like.device), cell, D, like.dtype, gradient)
+    compute = capability(like.device)
+    tile = _tiles(compute, cell, D, like.dtype, gradient)
+    maxnreg = _maxnreg(compute, cell, D, like.dtype, gradient)
     constants = _constants(cell, H, D, tile)
     constants |= {"STEP": -1 if reverse else 1, "PACKED": packed, "PRECISION": dot_precision(like.dtype)}
 
@@ -133,7 +152,7 @@ def _prepare(
         given = {n: v for n, v in {**constants, **numbers, **tensors}.items() if n in kernel.arg_names}
         with torch.cuda.device_of(like):
             kernel[(-(-len(sequences) // tile.batch), H)](
-                **given, num_warps=tile.warps, num_stages=tile.stages
+                **given, num_warps=tile.warps, num_stages=tile.stages, maxnreg=maxnreg
             )
 
     return tile, launch
@@ -185,4 +204,5 @@ def _build(compute: int, cell: str, D: int, dtype: torch.dtype, gradient: bool) 
         {n: v for n, v in constants.items() if n in kernel.arg_names},
         tile.warps,
         tile.stages,
+        _maxnreg(compute, cell, D, dtype, gradient),
     )

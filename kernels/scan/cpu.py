@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..simd import jit, kernel
-from ..token_groups import as_array, sequence_table
+from ..token_groups import as_array, fresh, sequence_table
 
 BLOCK = 64
 
@@ -24,7 +24,7 @@ def elementwise_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(h, final_state)``."""
     walks = sequence_table(cu_seqlens, b.shape[0], b.shape[1], reverse)
-    h, final = b.new_empty(b.shape, dtype=state.dtype), _blank(state)
+    h, final = fresh(b.shape, state.dtype), _blank(state)
     arrays = [_array(x, state) for x in (a, b, state, h, final)]
     _elementwise_forward(_tasks(walks, b), walks, *arrays)
     return h.to(b.dtype), final
@@ -41,7 +41,7 @@ def elementwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(da, db, dinitial)``."""
     walks = sequence_table(cu_seqlens, b.shape[0], b.shape[1], reverse)
-    da, db = (b.new_empty(b.shape, dtype=state.dtype) for _ in range(2))
+    da, db = (fresh(b.shape, state.dtype) for _ in range(2))
     dinitial = _blank(state)
     arrays = [_array(x, state) for x in (dh, dstate, a, b, state, da, db, dinitial)]
     _elementwise_backward(_tasks(walks, b), walks, *arrays)
@@ -53,7 +53,7 @@ def logsumexp_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(o, final_state)``."""
     walks = sequence_table(cu_seqlens, v.shape[0], v.shape[1], reverse)
-    o, final = v.new_empty(v.shape, dtype=state.dtype), _blank(state)
+    o, final = fresh(v.shape, state.dtype), _blank(state)
     arrays = [_array(x, state) for x in (s, v, state, o, final)]
     _logsumexp_forward(len(walks) * v.shape[2], walks, *arrays)
     return o.to(v.dtype), final
@@ -70,7 +70,7 @@ def logsumexp_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(ds, dv, dinitial)``."""
     walks = sequence_table(cu_seqlens, v.shape[0], v.shape[1], reverse)
-    ds, dv = s.new_empty(s.shape, dtype=state.dtype), v.new_empty(v.shape, dtype=state.dtype)
+    ds, dv = fresh(s.shape, state.dtype), fresh(v.shape, state.dtype)
     dinitial = _blank(state)
     arrays = [_array(x, state) for x in (do, dstate, s, v, state, ds, dv, dinitial)]
     _logsumexp_backward(len(walks) * v.shape[2], walks, *arrays)
@@ -97,7 +97,7 @@ def logcumsumexp_backward(
     """Return ``(ds, dinitial)``."""
     walks = sequence_table(cu_seqlens, s.shape[0], s.shape[1], reverse)
     level, total, _ = _levels(walks, s, state)
-    ds, dinitial = s.new_empty(s.shape, dtype=state.dtype), _blank(state)
+    ds, dinitial = fresh(s.shape, state.dtype), _blank(state)
     arrays = [_array(x, state) for x in (dz, dstate, s, state, level, total, ds, dinitial)]
     _logcumsumexp_backward(_tasks(walks, s), walks, *arrays)
     return ds.to(s.dtype), dinitial
@@ -108,7 +108,7 @@ def max_plus_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(m, final_state)``."""
     walks = sequence_table(cu_seqlens, i.shape[0], i.shape[1], reverse)
-    m, final = i.new_empty(i.shape, dtype=state.dtype), _blank(state)
+    m, final = fresh(i.shape, state.dtype), _blank(state)
     arrays = [_array(x, state) for x in (g, i, state, m, final)]
     _max_plus_forward(_tasks(walks, i), walks, *arrays)
     return m.to(i.dtype), final
@@ -116,7 +116,7 @@ def max_plus_forward(
 
 def _levels(walks: Any, s: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the running maximum, the sum below it, and the final state."""
-    level, total = (s.new_empty(s.shape, dtype=state.dtype) for _ in range(2))
+    level, total = (fresh(s.shape, state.dtype) for _ in range(2))
     final = _blank(state)
     arrays = [_array(x, state) for x in (s, state, level, total, final)]
     _logcumsumexp_forward(_tasks(walks, s), walks, *arrays)

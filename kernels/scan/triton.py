@@ -217,7 +217,9 @@ def logcumsumexp_backward(
 def _head_tile(V: int) -> dict[str, int]:
     BV = 1 << max(V - 1, 0).bit_length()
     tokens, warps = {64: (64, 8), 128: (16, 4), 256: (8, 8)}.get(BV, (64, 4))
-    return {"BV": BV, "C": 16 if interpreted() else tokens, "num_warps": warps}
+    tile = {"BV": BV, "C": 16 if interpreted() else tokens, "num_warps": warps}
+    # Here the compiler aims at an occupancy, and spills, unless it is told to take all registers.
+    return tile | ({"maxnreg": 255} if V == 64 else {})
 
 
 def _scan_heads(
@@ -340,7 +342,7 @@ def _channel_build(kind: str, way: str, number: str) -> Build:
 
 def _head_build(V: int, way: str) -> Build:
     tile = _head_tile(V)
-    warps = tile.pop("num_warps")
+    warps, maxnreg = tile.pop("num_warps"), tile.pop("maxnreg", None)
     back = way == "gradient"
     constants: dict[str, Any] = {"V": V, "BV": tile["BV"], "BACK": back, "STEP": 1}
     types = {"state": "*fp32", "table": "*i32", "H": "i32", "final": "*fp32"}
@@ -357,4 +359,4 @@ def _head_build(V: int, way: str) -> Build:
         types |= {"ds": "*bf16", "dv": "*bf16", "origin": "*fp32"}
     rest = {"o", "do", "level", "share", "inner", "ds", "dv", "origin", "totals"} - set(types)
     constants |= dict.fromkeys(rest) | {"C": tile["C"], "SPLIT": False, "TOTALS": False}
-    return Build(name, walk_heads, types, constants, warps, stages=3)
+    return Build(name, walk_heads, types, constants, warps, stages=3, maxnreg=maxnreg)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..simd import BYTES, fma, jit, kernel, load, mul, prefetch, repeat, splat, store, sub, zeros
-from ..token_groups import as_array, blank, sequence_table
+from ..token_groups import as_array, blank, fresh, sequence_table
 from ..vector_math import exp2, sigmoid
 from ..vector_sums import add_totals
 
@@ -48,7 +48,7 @@ def forward(
     """Return ``(y, final_state)``."""
     walks = sequence_table(cu_seqlens, x.shape[0], x.shape[1], reverse)
     h = _by_block(state)
-    y = x.new_empty(x.shape, dtype=A.dtype)
+    y = fresh(x.shape, A.dtype)
     _run_forward(
         len(walks) * _groups(h),
         walks,
@@ -76,9 +76,9 @@ def backward(
     """Return the gradients of x, dt, A, B, C, D, z and the state."""
     walks = sequence_table(cu_seqlens, x.shape[0], x.shape[1], reverse)
     h, d = _by_block(state), _by_block(dstate.to(A.dtype))
-    dx, ddt = (x.new_empty(x.shape, dtype=A.dtype) for _ in range(2))
-    dz = x.new_empty((0, 0, 0) if z is None else z.shape, dtype=A.dtype)
-    dB, dC = (x.new_empty((_groups(h), B.numel()), dtype=A.dtype) for _ in range(2))
+    dx, ddt = (fresh(x.shape, A.dtype) for _ in range(2))
+    dz = fresh((0, 0, 0) if z is None else z.shape, A.dtype)
+    dB, dC = (fresh((_groups(h), B.numel()), A.dtype) for _ in range(2))
     dA, dD = torch.zeros_like(h), torch.zeros_like(h[:, :, 0])
     _run_backward(
         len(walks) * _groups(h),
