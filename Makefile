@@ -11,7 +11,7 @@ demo: $(READY)  ## train four mixers on a real series, compare them, draw a repo
 # One thread in each of a few processes: two threads that wait for each other on a busy core are far slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-test: $(READY)  ## the fast suite (a few minutes on two cores)
+test: $(READY)  ## the fast suite (ten minutes on two cores)
 	$(PYTEST)
 
 test-all: $(READY)  ## also what is marked slow
