@@ -1,14 +1,12 @@
 """Where every chunk of every sequence lies, as tables on the device that a Triton program reads."""
 
-from collections.abc import MutableMapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from .sequences import spans
+from .sequences import remembered, spans
 
 
 class ChunkTable(NamedTuple):
@@ -25,11 +23,6 @@ class ChunkTable(NamedTuple):
 
     sequences: Tensor
     chunks: Tensor
-
-
-# One batch's bounds pass through every layer, forwards and backwards: they are read off the device once.
-# A version tells whether the tensor was written to since.
-_CACHE: MutableMapping[Tensor, dict[Any, ChunkTable]] = WeakIdKeyDictionary()
 
 
 def chunk_table(
@@ -50,13 +43,11 @@ def chunk_table(
     """
     if cu_seqlens is None:
         return _of_rows(batch, length, chunk, reverse, device)
-    if cu_seqlens.is_inference():  # such a tensor counts no versions
-        return _build(spans(cu_seqlens, batch, length), length, chunk, reverse, device)
-    tables = _CACHE.setdefault(cu_seqlens, {})
-    key = (cu_seqlens._version, batch, length, chunk, reverse, device)
-    if key not in tables:
-        tables[key] = _build(spans(cu_seqlens, batch, length), length, chunk, reverse, device)
-    return tables[key]
+    return remembered(
+        cu_seqlens,
+        ("chunks", batch, length, chunk, reverse, device),
+        lambda: _build(spans(cu_seqlens, batch, length), length, chunk, reverse, device),
+    )
 
 
 @lru_cache(maxsize=64)

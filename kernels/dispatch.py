@@ -66,7 +66,7 @@ def _unable(operation: str, backend: str, tensors: tuple[Tensor, ...]) -> str | 
     reason = why_not(operation, backend, tensors[0].device)
     if reason is not None:
         return reason
-    if backend == "triton" and tensors[0].dtype in (torch.float64, torch.complex128):
+    if backend == "triton" and any(x.dtype in (torch.float64, torch.complex128) for x in tensors):
         return "the triton backend computes in float32, and these are double precision"
     judge = getattr(_load(operation, backend), "unable", None)
     found: str | None = None if judge is None else judge(*tensors)
@@ -87,7 +87,7 @@ def resolve(operation: str, backend: str, *tensors: Tensor) -> str:
     Args:
         operation: a folder of this package.
         backend: ``"auto"`` or one of `BACKENDS`.
-        tensors: of the call. Device and type of the first decide, and the backend's own ``unable(*tensors)``.
+        tensors: of the call. Their device and types decide, and the backend's own ``unable(*tensors)``.
 
     Raises:
         ValueError: the backend is unknown, or cannot serve this call; the message gives the reason and the

@@ -4,9 +4,14 @@ import os
 from functools import cache
 
 import torch
+from torch import Tensor
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one program may have, by compute capability (A100, H100, B200)."""
+
+
+LARGEST_HEAD = 256
+"""Channels of a head that the kernels with a matrix state serve."""
 
 
 def interpreted() -> bool:
@@ -35,6 +40,19 @@ def capability(device: torch.device) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Number of multiprocessors of ``device``; an H100's where interpreted."""
     return 132 if device.type != "cuda" else _properties(_index(device))[1]
+
+
+def padded(size: int) -> int:
+    """Round ``size`` up to a power of two from 16, which a product of tiles takes."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def too_large(*tensors: Tensor) -> str | None:
+    """Say why heads ``(…, size)`` are too large for a matrix state, or ``None`` if they fit."""
+    largest = max(x.shape[-1] for x in tensors)
+    if largest > LARGEST_HEAD:
+        return f"the triton backend serves heads of at most {LARGEST_HEAD} channels, and these have {largest}"
+    return None
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -1,9 +1,17 @@
 """Where each sequence of a batch begins and ends."""
 
+from collections.abc import Callable, Hashable, MutableMapping
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+Found = TypeVar("Found")
+
+# By the tensor of bounds: its version, which counts the writes to it, and what was found since the last.
+_REMEMBERED: MutableMapping[Tensor, tuple[int, dict[Hashable, Any]]] = WeakIdKeyDictionary()
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
@@ -41,3 +49,23 @@ def spans(cu_seqlens: Tensor | None, batch: int, length: int) -> list[tuple[int,
 def num_sequences(cu_seqlens: Tensor | None, batch: int) -> int:
     """Count the sequences, which is the first dimension of every state."""
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def remembered(cu_seqlens: Tensor, key: Hashable, make: Callable[[], Found]) -> Found:
+    """Call ``make`` once for these bounds: what follows from them is found once a batch, for every layer.
+
+    Args:
+        cu_seqlens: the bounds. What was found is forgotten with them, or when they are written to.
+        key: what is to be found, and everything but the bounds that it depends on.
+        make: finds it. It must not return ``cu_seqlens`` itself, which would then keep itself alive.
+    """
+    if cu_seqlens.is_inference():  # such a tensor counts no writes
+        return make()
+    version, found = _REMEMBERED.get(cu_seqlens, (-1, {}))
+    if version != cu_seqlens._version:
+        found = {}
+        _REMEMBERED[cu_seqlens] = (cu_seqlens._version, found)
+    if key not in found:
+        found[key] = make()
+    result: Found = found[key]
+    return result

@@ -60,12 +60,7 @@ def attention(
     if torch.compiler.is_compiling() and not traceable:
         o: Tensor = _forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k, backend)
         return o
-    if (
-        backend != "reference"
-        and cu_seqlens is not None
-        and cu_seqlens_k is not None
-        and flex.serves(q, k, v)
-    ):
+    if backend == "auto" and cu_seqlens is not None and cu_seqlens_k is not None and flex.serves(q, k, v):
         return flex.forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)
     forward = reference.forward if backend == "reference" else chunked.forward
     return forward(q, k, v, causal, window, scale, cu_seqlens, cu_seqlens_k)

@@ -5,22 +5,18 @@ queries meet which blocks of keys follows from ``cu_seqlens`` alone: it is found
 every layer.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ..sequences import check_cu_seqlens
+from ..sequences import check_cu_seqlens, remembered
 
 SIZES = range(16, 257)
 """Head sizes that its kernels have."""
-
-# By the bounds of the queries. Those of the keys are kept alive with the mask, so that their id is theirs.
-_MASKS: MutableMapping[Tensor, dict[Any, tuple[BlockMask, Tensor]]] = WeakIdKeyDictionary()
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -64,16 +60,15 @@ def _compiled() -> Callable[..., Any]:
 def _block_mask(
     cu_seqlens: Tensor, cu_seqlens_k: Tensor, queries: int, keys: int, causal: bool, window: int | None
 ) -> BlockMask:
-    if cu_seqlens.is_inference() or cu_seqlens_k.is_inference():  # such tensors count no versions
-        return _build(cu_seqlens, cu_seqlens_k, queries, keys, causal, window)
-    versions = (cu_seqlens._version, id(cu_seqlens_k), cu_seqlens_k._version)
-    key = (*versions, queries, keys, causal, window)
-    masks = _MASKS.setdefault(cu_seqlens, {})
-    if key not in masks:
+    def build() -> tuple[BlockMask, Tensor | None]:
         mask = _build(cu_seqlens, cu_seqlens_k, queries, keys, causal, window)
-        # A tensor that kept itself alive would never leave the dictionary.
-        masks[key] = (mask, cu_seqlens_k if cu_seqlens_k is not cu_seqlens else mask.kv_num_blocks)
-    return masks[key][0]
+        # The bounds of the keys stay alive with the mask, so that their id is theirs.
+        return mask, None if cu_seqlens_k is cu_seqlens else cu_seqlens_k
+
+    if cu_seqlens_k.is_inference():  # such a tensor counts no writes
+        return build()[0]
+    of_keys = (id(cu_seqlens_k), cu_seqlens_k._version)
+    return remembered(cu_seqlens, ("mask", of_keys, queries, keys, causal, window), build)[0]
 
 
 def _build(

@@ -1,20 +1,12 @@
 """Several Householder factors a token: DeltaProduct, on the kernels of the delta rule."""
 
-from collections.abc import MutableMapping
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import check_cu_vector, shape_of
 from ..matrix_state import check_decay
-from ..sequences import check_cu_seqlens
+from ..sequences import check_cu_seqlens, remembered
 from . import delta_rule, delta_rule_step
-
-# One batch's bounds pass through every layer: they are checked and multiplied once, and what the kernels then
-# remember of the product is found again.
-_CACHE: MutableMapping[Tensor, dict[Any, Tensor]] = WeakIdKeyDictionary()
 
 
 def delta_product(
@@ -142,13 +134,13 @@ def _times(cu_seqlens: Tensor, factors: int, batch: int, length: int) -> Tensor:
     check_cu_vector("cu_seqlens", cu_seqlens, batch)
     if torch.compiler.is_compiling():
         return cu_seqlens * factors
-    known = _CACHE.setdefault(cu_seqlens, {})
-    version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
-    key = (version, factors, length)
-    if key not in known:
+
+    def multiplied() -> Tensor:
         check_cu_seqlens(cu_seqlens, batch, length)
-        known[key] = cu_seqlens * factors
-    return known[key]
+        return cu_seqlens * factors
+
+    # The same tensor every time, so that what the kernels remember of it is found again.
+    return remembered(cu_seqlens, ("factors", factors, batch, length), multiplied)
 
 
 def _one_of(x: Tensor, count: int, *, last: bool) -> Tensor:

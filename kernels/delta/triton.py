@@ -16,15 +16,14 @@ from torch import Tensor
 
 from ..ahead_of_time import Build
 from ..chunk_table import ChunkTable, chunk_table
-from ..gpu import capability, dot_precision, multiprocessors
+from ..gpu import capability, dot_precision, multiprocessors, padded, too_large
 from ..matrix_state import new_state
 from .triton_channel import channel_gradients, score_gradients
 from .triton_gradient import chunk_gradients
 from .triton_scan import scan_backward, scan_forward
 from .triton_systems import CHANNEL, HEAD, NONE, chunk_systems
 
-LARGEST = 256
-"""Largest key or value size: the whole height of the state is one tile."""
+unable = too_large
 
 
 class Scan(NamedTuple):
@@ -60,16 +59,12 @@ class Tiles(NamedTuple):
     separate: bool
 
 
-def _power(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())
-
-
 def _tiles(capability: int, K: int, V: int, wide: bool, channel: bool) -> Tiles:
     """Tiles for key and value sizes K and V; ``wide`` for float32, ``channel`` for a decay a channel.
 
     Every line was chosen by what the compiler reports: the largest tile whose registers do not spill.
     """
-    key, value = _power(K), _power(V)
+    key, value = padded(K), padded(V)
     old = capability < 90
     if wide:
         forward = Scan(min(value, 16), 8, 1)
@@ -131,14 +126,6 @@ class _Call(NamedTuple):
         if programs >= multiprocessors(self.q.device):
             return many, programs
         return few, heads * triton.cdiv(self.v.shape[-1], few.value)
-
-
-def unable(*tensors: Tensor) -> str | None:
-    """Say why Triton cannot serve q, k, v ``(B, T, H, ·)``, or return ``None`` if it can."""
-    largest = max(x.shape[-1] for x in tensors)
-    if largest > LARGEST:
-        return f"the triton backend holds heads of at most {LARGEST} channels, and these have {largest}"
-    return None
 
 
 def forward(

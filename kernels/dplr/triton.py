@@ -16,14 +16,13 @@ from torch import Tensor
 
 from ..ahead_of_time import Build
 from ..chunk_table import ChunkTable, chunk_table
-from ..gpu import capability, dot_precision
+from ..gpu import capability, dot_precision, padded, too_large
 from ..matrix_state import fold_decay_grad, new_state, token_decay
 from .triton_gradient import chunk_gradients, chunk_products
 from .triton_scan import scan_backward, scan_forward
 from .triton_systems import chunk_systems
 
-LARGEST = 256
-"""Largest key or value size: the whole height of the state is one tile."""
+unable = too_large
 
 
 class Tiles(NamedTuple):
@@ -46,13 +45,9 @@ class Tiles(NamedTuple):
     values: int
 
 
-def _power(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())
-
-
 def _tiles(capability: int, K: int, V: int, wide: bool) -> Tiles:
     """Tiles for key and value sizes K and V; ``wide`` for float32."""
-    key, value = _power(K), _power(V)
+    key, value = padded(K), padded(V)
     if wide:
         gradients = (16, 32, 8) if value > 32 else (16, 16 if capability == 100 else value, 4)
     else:
@@ -115,14 +110,6 @@ class _Call(NamedTuple):
         """Number of scans: sequences × heads × tiles of value channels."""
         tiles: int = triton.cdiv(self.v.shape[-1], self.tiles.values)
         return len(self.table.sequences) * self.q.shape[2] * tiles
-
-
-def unable(*tensors: Tensor) -> str | None:
-    """Say why Triton cannot serve q, k, v ``(B, T, H, ·)``, or return ``None`` if it can."""
-    largest = max(x.shape[-1] for x in tensors)
-    if largest > LARGEST:
-        return f"the triton backend holds heads of at most {LARGEST} channels, and these have {largest}"
-    return None
 
 
 def forward(

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chunk_table import ChunkTable, chunk_table
-from ..gpu import capability, multiprocessors
+from ..gpu import capability, multiprocessors, too_large
 from ..matrix_state import new_state
 from .triton_builds import builds as builds
 from .triton_channel import channel_scores
@@ -29,20 +29,11 @@ from .triton_gradient import chunk_gradient, chunk_outputs
 from .triton_tiles import Tile, precision_of, tiles_of
 from .triton_walk import join_segments, walk_outputs, walk_states
 
+unable = too_large
+
 CHUNK = 64
-LARGEST = 256
 SHORTEST_SEGMENT = 16
 """Chunks: a shorter segment would not repay the two launches that find the state before it."""
-
-
-def unable(*tensors: Tensor) -> str | None:
-    """Say why these q, k and v cannot be served, or ``None`` if they can."""
-    if any(x.shape[-1] > LARGEST for x in tensors):
-        sizes = f"K={tensors[0].shape[-1]}, V={tensors[-1].shape[-1]}"
-        return f"the triton backend serves head sizes up to {LARGEST}, and these are {sizes}"
-    if any(x.dtype == torch.float64 for x in tensors):
-        return "the triton backend computes in float32, and these are double precision"
-    return None
 
 
 class _Call:

@@ -6,6 +6,8 @@ printed by `mainstem.kernels.ahead_of_time`.
 
 from typing import NamedTuple
 
+from ..gpu import padded
+
 
 class Tile(NamedTuple):
     """Tile of the head sizes, warps a program and stages of its pipeline."""
@@ -34,11 +36,6 @@ class Tiles(NamedTuple):
     states: Tile
     gradient: Tile
     channel: Tile
-
-
-def padded(size: int) -> int:
-    """A product takes powers of two from 16."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def tiles_of(compute: int, K: int, V: int, narrow: bool, by_channel: bool) -> Tiles:

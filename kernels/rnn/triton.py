@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..ahead_of_time import Build
 from ..chunk_table import chunk_table
-from ..gpu import capability, dot_precision
+from ..gpu import capability, dot_precision, padded
 from .cells import CELLS
 from .triton_fused import fused_backward, fused_forward
 from .triton_streamed import streamed_backward, streamed_forward
-from .triton_tiles import Tiles, padded, tiles
+from .triton_tiles import Tiles, tiles
 
 _KIND = {name: kind for kind, name in enumerate(CELLS)}
 _AIMED = {

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-from ..gpu import SHARED_LIMIT
+from ..gpu import SHARED_LIMIT, padded
 from .tile_search import AtMost, Divides, NoTiles, Problem, Variable, product, solve
 
 REGISTERS = 224
@@ -29,11 +29,6 @@ class Tiles(NamedTuple):
     depth: int
     warps: int
     stages: int
-
-
-def padded(size: int) -> int:
-    """Round up to a power of two from 16, which a product of tiles takes."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 @cache

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mainstem.kernels import chunk_table as tables
+from mainstem.kernels import sequences
 from mainstem.kernels.chunk_table import ChunkTable, chunk_table
 from mainstem.kernels.sequences import spans
 
@@ -73,12 +74,12 @@ def test_bounds_are_read_once_and_again_when_they_were_written_to(monkeypatch: p
 
 
 def test_a_table_goes_with_its_bounds() -> None:
-    before = len(tables._CACHE)
+    before = len(sequences._REMEMBERED)
     bounds = torch.tensor([0, 7], dtype=torch.int32)
     chunk_table(bounds, 1, 7, 64, False, CPU)
-    assert len(tables._CACHE) == before + 1
+    assert len(sequences._REMEMBERED) == before + 1
     del bounds
-    assert len(tables._CACHE) == before
+    assert len(sequences._REMEMBERED) == before
 
 
 def test_bounds_of_inference_mode() -> None:

@@ -91,3 +91,14 @@ def test_errors_of_a_step() -> None:
         step(**{**x, "k": x["k"][:, 0]}, state=state)
     with pytest.raises(ValueError, match=r"v must be \(B, R, H, V\)"):
         step(**{**x, "v": x["v"][:, 0]}, state=state)
+
+
+def test_bounds_of_inference_mode_may_be_written_to() -> None:
+    with torch.inference_mode():
+        inputs = make(1, 9, None)
+        del inputs["initial_state"]
+        bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+        delta_product(**inputs, cu_seqlens=bounds)
+        bounds[1] = 6
+        got = delta_product(**inputs, cu_seqlens=bounds)
+        torch.testing.assert_close(got, delta_product(**inputs, cu_seqlens=bounds.clone()))

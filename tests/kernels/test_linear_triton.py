@@ -51,5 +51,5 @@ def test_segments_equal_the_whole(decay: str, K: int, monkeypatch: pytest.Monkey
 
 def test_head_sizes_beyond_256_are_refused() -> None:
     inputs = {name: y.float() for name, y in make(1, 3, None, "none", H=1, K=9, V=257).items()}
-    with pytest.raises(ValueError, match="serves head sizes up to 256, and these are K=9, V=257"):
+    with pytest.raises(ValueError, match="serves heads of at most 256 channels, and these have 257"):
         linear_recurrence(**inputs, backend="triton")
