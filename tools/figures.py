@@ -99,6 +99,7 @@ def _metric_panel(panel: Axes, metric: str, summary: Summary, colour: Mapping[st
     baselines = {name: found[metric] for name, found in summary.baselines.items() if metric in found}
     values = [value for row in summary.rows for value in row.metric(metric).values]
     off_scale = _draw_baselines(panel, baselines, values)
+    panel.xaxis.set_major_locator(MaxNLocator(4))  # numbers of five digits overlap where there are more
     panel.set_yticks(range(len(mixers)), mixers)
     panel.set_ylim(len(mixers) - 0.5, -0.6)
     notes = [f"off the scale: {note}" for note in off_scale]
