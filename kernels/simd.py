@@ -8,10 +8,12 @@ not reach here: it cannot prove that the state, the inputs and the outputs do no
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # mypy: allow-subclassing-any, allow-any-generics
 
+import ctypes
 import hashlib
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -101,12 +103,18 @@ class Launcher:
         pieces = min(tasks, 4 * threads)
         bounds = [tasks * i // pieces for i in range(pieces + 1)]
         turn = itertools.count()
+        elsewhere = _other_cores()
 
         def work() -> None:
             while (piece := next(turn)) < pieces:
                 self.compiled(bounds[piece], bounds[piece + 1], *arguments)
 
-        helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+        def help_out() -> None:
+            if elsewhere:
+                os.sched_setaffinity(0, elsewhere)
+            work()
+
+        helpers = [_pool(threads - 1).submit(help_out) for _ in range(threads - 1)]
         work()
         for helper in helpers:
             helper.result()
@@ -114,6 +122,23 @@ class Launcher:
 
 _WORTH_A_THREAD = 1 << 15
 """Numbers in all arrays of a call, below which waking a thread takes longer than the work."""
+
+
+@cache
+def _core_number() -> Callable[[], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+def _other_cores() -> set[int]:
+    """Cores that this thread may run on but for the one it is on; none where the system does not tell.
+
+    Linux likes to wake a thread on the core of whoever woke it, where the two would take turns while
+    another core idles.
+    """
+    core_number = _core_number()
+    return set() if core_number is None else os.sched_getaffinity(0) - {core_number()}
 
 
 @cache

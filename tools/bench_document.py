@@ -16,13 +16,13 @@ from . import bench
 from .bench_report import console
 
 SECTIONS = {
-    "scans": ("scans", "--backend", "chunked,cpu", "--lengths", "512,2048,8192", "--seconds", "0.15"),
+    "scans": ("scans", "--backend", "chunked,cpu", "--lengths", "512,2048,8192", "--seconds", "1"),
     "exponents": (
         "scans",
-        *("--backend", "auto", "--peer", "none", "--lengths", "512,4096,16384,65536", "--seconds", "0.15"),
+        *("--backend", "auto", "--peer", "none", "--lengths", "512,4096,16384,65536", "--seconds", "1"),
     ),
     "mamba": ("scans", "--op", "selective_scan", "--backend", "auto", "--dim", "128", "--lengths", "256,512"),
-    "threads": ("threads",),
+    "threads": ("threads", "--seconds", "2"),
     "memory": ("memory",),
     "ahead-of-time": ("ahead-of-time",),
     "gpu": ("gpu",),

@@ -1,13 +1,14 @@
 """The Numba kernels spread their tasks over threads without a change in any bit."""
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from mainstem.kernels import linear_recurrence
-from mainstem.kernels.simd import Launcher
+from mainstem.kernels.simd import Launcher, _other_cores
 
 
 @pytest.fixture
@@ -63,6 +64,16 @@ def test_an_error_in_a_thread_comes_through(two_threads: None) -> None:
 
     with pytest.raises(RuntimeError, match="in a thread"):
         Launcher("a failure", fail)(100, Large())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinities")
+def test_helpers_keep_off_the_callers_core_and_leave_the_caller_alone(two_threads: None) -> None:
+    allowed = os.sched_getaffinity(0)
+    others = _other_cores()
+    assert others < allowed
+    assert len(others) == len(allowed) - 1
+    assert count_tasks() == 1000
+    assert os.sched_getaffinity(0) == allowed
 
 
 def _in_a_child(queue: "multiprocessing.Queue[int]") -> None:
