@@ -7,16 +7,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ..core import Backbone
 from ..core.training import DomainModule
-from .errors import UserError
 from .measure import current_memory, seconds_per_call
 
 
 class Sized(Exception):
     """Carries a model that its data have given its size out of a training that need not go on."""
 
-    def __init__(self, module: LightningModule) -> None:
+    def __init__(self, module: DomainModule) -> None:
         super().__init__()
         self.module = module
 
@@ -26,24 +24,8 @@ class SizeOnly(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise as soon as the model is complete."""
+        assert isinstance(pl_module, DomainModule)
         raise Sized(pl_module)
-
-
-def parameters(module: nn.Module) -> int:
-    """Count the trainable parameters."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def backbone_of(module: nn.Module) -> Backbone:
-    """Find the model's backbone.
-
-    Raises:
-        UserError: it has none or several.
-    """
-    found = [part for part in module.modules() if isinstance(part, Backbone)]
-    if len(found) != 1:
-        raise UserError(f"compare exchanges the mixer of one backbone, and this model has {len(found)}")
-    return found[0]
 
 
 class Recorder(Callback):
@@ -61,7 +43,8 @@ class Recorder(Callback):
         """Note the memory, and listen to the backbone."""
         device = trainer.strategy.root_device
         self.start_bytes = current_memory(device)
-        backbone_of(pl_module).register_forward_hook(self._count, with_kwargs=True)
+        assert isinstance(pl_module, DomainModule)
+        pl_module.mixing().register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any], _: Any) -> None:
         x: Tensor = given[0] if given else keywords["x"]
@@ -101,10 +84,10 @@ class Recorder(Callback):
         return time.perf_counter()
 
 
-def inference_us(backbone: Backbone, shape: tuple[int, int]) -> float:
+def inference_us(backbone: nn.Module, dim: int, shape: tuple[int, int]) -> float:
     """Measure microseconds a token of a forward pass over ``shape`` = (sequences, tokens)."""
     first = next(backbone.parameters())
-    x = torch.randn(*shape, backbone.config.dim, device=first.device, dtype=first.dtype)
+    x = torch.randn(*shape, dim, device=first.device, dtype=first.dtype)
     threads = torch.get_num_threads()
     backbone.eval()
     with torch.no_grad():

@@ -7,32 +7,33 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.config import BackboneConfig
+from ..core.training.module import DomainModule, parameters
 from . import train
 from .matching import Size, match
-from .recorder import Sized, backbone_of, parameters
+from .recorder import Sized
 
 
 @dataclass(frozen=True)
 class Reference:
     """The configuration's own model."""
 
-    config: BackboneConfig
-    parameters: int
-    """Of the whole model."""
+    module: DomainModule
+
+    @property
+    def config(self) -> BackboneConfig:
+        """Of the backbone."""
+        return self.module.backbone_config
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return parameters(self.module)
 
     @property
     def outside(self) -> int:
-        """Parameters around the backbone."""
-        return self.parameters - count_backbone(self.config)
-
-
-def count_backbone(config: BackboneConfig) -> int:
-    """Count the parameters of a backbone without making them."""
-    with torch.device("meta"):
-        return parameters(config.build())
+        """Parameters around what mixes the tokens."""
+        return self.parameters - self.module.count_mixing(self.config)
 
 
 def build(arguments: Sequence[str]) -> Reference:
@@ -45,7 +46,7 @@ def build(arguments: Sequence[str]) -> Reference:
         try:
             train.run(["fit", *arguments, *quiet, f"--output={Path(folder) / 'run'}"])
         except Sized as sized:
-            return Reference(backbone_of(sized.module).config, parameters(sized.module))
+            return Reference(sized.module)
     raise RuntimeError("the training ended before it began")
 
 
@@ -68,14 +69,16 @@ def find_sizes(arguments: Sequence[str], mixers: Sequence[str]) -> tuple[str, di
         else:
             changes: dict[str, Any] = {"mixer": mixer, "options": {}}
             other = replace(reference.config, **changes)
-            count = _counter(other, outside)
+            count = _counter(reference.module, other, outside)
             sizes[mixer] = match(count, reference.parameters, dim=dim, heads=other.heads)
     return own if isinstance(own, str) else "+".join(own), sizes
 
 
-def _counter(config: BackboneConfig, outside: Callable[[int], int]) -> Callable[[int, int], int]:
+def _counter(
+    module: DomainModule, config: BackboneConfig, outside: Callable[[int], int]
+) -> Callable[[int, int], int]:
     def count(dim: int, hidden: int) -> int:
         changes: dict[str, Any] = {"dim": dim, "hidden": hidden}
-        return outside(dim) + count_backbone(replace(config, **changes))
+        return outside(dim) + module.count_mixing(replace(config, **changes))
 
     return count

@@ -33,7 +33,7 @@ def metric_table(
     for column in table.columns[1 : 1 + len(columns)]:
         column.justify = "right"
     listed = [name for name in module.summary_metrics if any(name in column for column in columns.values())]
-    others = [name for name in metrics if name not in module.summary_metrics]
+    others = [name for name in metrics if name not in module.summary_metrics and module.shown(name)]
     for name in listed + others:
         better, unit = module.summary_metrics.get(name, ("", ""))
         table.add_row(name, *_cells(name, list(columns.values()), better), better, unit)

@@ -6,13 +6,16 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 
+from ..core import Backbone
+from ..core.training.module import parameters
 from . import errors, train
 from .measure import machine, peak_memory
-from .recorder import Recorder, backbone_of, inference_us, parameters
+from .recorder import Recorder, inference_us
 from .results import Result
 
 
@@ -66,7 +69,7 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
     recorder = next(part for part in _callbacks(fitted) if isinstance(part, Recorder))
     device = fitted.trainer.strategy.root_device
     module = fitted.model
-    backbone = backbone_of(module)
+    backbone: Any = module.mixing()
     if recorder.shape is None:
         raise errors.UserError("the configuration trains for no step, so there is nothing to compare")
     result = Result(
@@ -81,14 +84,14 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
         baselines={},
         summary_metrics={name: list(info) for name, info in module.summary_metrics.items()},
         context=recorder.shape[1],
-        state_bytes=None if backbone.config.bidirectional else backbone.state_bytes(1, recorder.shape[1]),
+        state_bytes=state_bytes(backbone, recorder.shape[1]),
         train_tokens=recorder.tokens,
         train_seconds=recorder.seconds,
         steps=fitted.trainer.global_step,
         epochs=fitted.trainer.current_epoch,
         peak_bytes=peak_memory(device),
         start_bytes=recorder.start_bytes,
-        inference_us=inference_us(backbone, recorder.shape),
+        inference_us=inference_us(backbone, trial.dim, recorder.shape),
         monitor=module.monitor,
         curve=[list(point) for point in recorder.curve],
         machine=machine(device),
@@ -99,6 +102,13 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
         result.pictures = _pictures(folder, fitted.datamodule)
     result.save(folder)
     return result
+
+
+def state_bytes(backbone: Any, length: int) -> int | None:
+    """Memory of a sequence's decode state after ``length`` tokens, where there is one."""
+    if not isinstance(backbone, Backbone) or backbone.config.bidirectional:
+        return None
+    return backbone.state_bytes(1, length)
 
 
 def _callbacks(cli: train.MainstemCLI) -> list[Callback]:

@@ -3,10 +3,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
 from torch.optim import AdamW
 
+from ..backbone import Backbone
 from ..config import BackboneConfig
 from .optim import Schedule, parameter_groups, warmup_schedule
 
@@ -32,6 +35,8 @@ class DomainModule(LightningModule, ABC):
     """The logged metric that chooses the best checkpoint."""
     untrained_margin: ClassVar[float] = 0.0
     """Share of the untrained model's score by which a trained one must be better to be chosen instead."""
+    unsaved: ClassVar[tuple[str, ...]] = ("optimizer",)
+    """Arguments that do not survive weights_only loading, such as callables; a run's config.yaml has them."""
 
     def __init__(
         self,
@@ -47,8 +52,7 @@ class DomainModule(LightningModule, ABC):
             )
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
-        # A callable does not survive weights_only loading; config.yaml keeps the optimizer of a run.
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=list(self.unsaved))
         self.backbone_config = as_config(backbone)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -66,10 +70,33 @@ class DomainModule(LightningModule, ABC):
         return f"{cls.domain()}.{cls.__name__}"
 
     @classmethod
+    def shown(cls, name: str) -> bool:
+        """Whether the tables on the terminal list a metric; files always do."""
+        return True
+
+    @classmethod
     def monitor_mode(cls) -> Literal["min", "max"]:
         """Whether the best checkpoint has the smallest or the largest monitored metric."""
         direction, _ = cls.summary_metrics.get(cls.monitor.rpartition("/")[2], ("lower", ""))
         return "max" if direction == "higher" else "min"
+
+    def mixing(self) -> nn.Module:
+        """What mixes the tokens: a module with a ``config`` that maps ``(B, T, D)`` to ``(B, T, D)``.
+
+        Where there are several alike, the first.
+
+        Raises:
+            ValueError: the model has no backbone, or several.
+        """
+        found = [part for part in self.modules() if isinstance(part, Backbone)]
+        if len(found) != 1:
+            raise ValueError(f"compare exchanges the mixer of one backbone, and this model has {len(found)}")
+        return found[0]
+
+    def count_mixing(self, config: BackboneConfig) -> int:
+        """Parameters of all that mixes tokens, were it of ``config``; makes none of them."""
+        with torch.device("meta"):
+            return parameters(config.build())
 
     @abstractmethod
     def write_predictions(
@@ -102,6 +129,11 @@ class DomainModule(LightningModule, ABC):
         saved = checkpoint.get("model", "model of another program")
         if saved != self.kind():
             raise ValueError(f"the checkpoint holds a {saved}, not a {self.kind()}")
+
+
+def parameters(module: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def as_config(backbone: BackboneConfig | dict[str, Any]) -> BackboneConfig:

@@ -222,10 +222,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _autograd(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
-    z = ctx.saved_tensors[6]
-    dx, ddt, dA, dB, dC, dD, dz, dinitial = _backward(
-        dy, dstate, *ctx.saved_tensors, ctx.reverse, ctx.backend
-    )
+    saved = ctx.saved_tensors  # read once: activation checkpointing forbids more
+    z = saved[6]
+    dx, ddt, dA, dB, dC, dD, dz, dinitial = _backward(dy, dstate, *saved, ctx.reverse, ctx.backend)
     return dx, ddt, dA, dB, dC, dD, None if z is None else dz, dinitial, None, None, None
 
 

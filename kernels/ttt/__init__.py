@@ -229,8 +229,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _autograd(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, dinitial = _backward(do, dstate, *ctx.saved_tensors, ctx.reverse, ctx.backend)
-    initial_state = ctx.saved_tensors[-1]
+    saved = ctx.saved_tensors  # read once: activation checkpointing forbids more
+    *gradients, dinitial = _backward(do, dstate, *saved, ctx.reverse, ctx.backend)
+    initial_state = saved[-1]
     dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
     return *gradients, None, dinitial, None, None
 

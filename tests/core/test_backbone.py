@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mainstem import Backbone, BackboneConfig
 from mainstem.core import packed
+from mainstem.core.mixers import MIXERS
 from mainstem.core.state import detach, num_bytes, select
 
 HYBRID: Any = ["gla", "attention"]
@@ -94,10 +95,11 @@ def test_state_bytes() -> None:
     assert window.state_bytes(1, 50) == window.state_bytes(1, 5000)
 
 
-def test_checkpointing_changes_memory_only() -> None:
+@pytest.mark.parametrize("mixer", [HYBRID, *MIXERS], ids=str)
+def test_checkpointing_changes_memory_only(mixer: Any) -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        net = Backbone(dim=8, heads=2, mixer=HYBRID, checkpointing=checkpointing, dropout=0.5, drop_path=0.5)
+        net = Backbone(dim=8, heads=2, mixer=mixer, checkpointing=checkpointing, dropout=0.5, drop_path=0.5)
         y = net(torch.randn(4, 6, 8))
         return list(torch.autograd.grad(y.square().sum(), list(net.parameters())))
 

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mainstem.core.config import BackboneConfig
 from mainstem.core.mixers import MIXERS
+from mainstem.core.training.module import parameters
 from mainstem.tools import compare, comparison
 from mainstem.tools.errors import UserError
 from mainstem.tools.matching import TOLERANCE, match
 from mainstem.tools.results import Result
-from mainstem.tools.sizing import count_backbone
 
 CONFIG = """
 model:
@@ -153,6 +154,11 @@ def test_a_wrong_argument_is_told_in_one_sentence(
     with pytest.raises(UserError, match=message):
         compare.main(["-c", "config.yaml", *arguments])
     assert not (tmp_path / "compare").exists()
+
+
+def count_backbone(config: BackboneConfig) -> int:
+    with torch.device("meta"):
+        return parameters(config.build())
 
 
 @pytest.mark.parametrize("channel_mixer", ["swiglu", "none"])
