@@ -265,7 +265,7 @@ def _time_shapes(bench: Bench, task: Task, call: Call, shapes: Sequence[Shape]) 
             bench.not_run(task, f"one call might take {expected:.0f} s", shape)
             continue
         try:
-            forward, both = _time(bench, task, shape, call, warm=expected < bench.seconds)
+            forward, both = _time(bench, task, shape, call)
         except Exception as problem:  # out of memory, most often
             bench.not_run(task, _first_line(problem), shape)
             continue
@@ -276,15 +276,14 @@ def _time_shapes(bench: Bench, task: Task, call: Call, shapes: Sequence[Shape]) 
         before = _cost(shape), both or forward
 
 
-def _time(bench: Bench, task: Task, shape: Shape, call: Call, *, warm: bool) -> tuple[float, float | None]:
+def _time(bench: Bench, task: Task, shape: Shape, call: Call) -> tuple[float, float | None]:
     key = (task.backend, shape)
     if task.peer is not None and task.peer.shared and key in bench.shared:
         return bench.shared[key]
     inputs = _inputs(bench, task, shape)
 
     def seconds(timed: Callable[[], object]) -> float:
-        again = warm or bench.device.type == "cuda"
-        return bench.clock(timed, bench.device, threads=bench.threads, limit=bench.seconds, warm=again)
+        return bench.clock(timed, bench.device, threads=bench.threads, limit=bench.seconds)
 
     with torch.no_grad():
         forward = seconds(lambda: call(inputs))

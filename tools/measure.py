@@ -33,7 +33,6 @@ def seconds_per_call(
     *,
     threads: int = 1,
     limit: float = 1.0,
-    warm: bool = True,
 ) -> float:
     """Time ``call`` again and again for ``limit`` seconds.
 
@@ -46,10 +45,8 @@ def seconds_per_call(
         device: where it runs.
         threads: how many cores a CPU call may use.
         limit: how many seconds the repeats may take together; one call is always made.
-        warm: make one untimed call first (compilation, caches).
     """
-    if warm:
-        call()
+    call()  # compiles, and lets the system clear the memory that the next calls use again
     if device.type == "cuda":
         return _cuda_seconds(call, limit)
     clock = time.process_time if threads == 1 else time.perf_counter
