@@ -260,7 +260,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def quiet() -> None:
-    """Silence what Lightning tells about itself; its warnings about the run stay."""
+    """Silence what Lightning tells about itself; its warnings about the run stay, a line each."""
+    warnings.formatwarning = _one_line
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -271,6 +272,10 @@ def quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"mainstem: warning: {message}\n"
 
 
 def run(argv: list[str]) -> MainstemCLI:

@@ -121,7 +121,7 @@ class Lion(nn.Module):
     Args:
         backbone: the RNNs: ``dim`` is C, ``depth`` the levels of a block's U-net, and a pattern of mixers
             repeats over the RNNs of the network, which alternate between the X and the Y order.
-        stages: windows and groups of each block; the default is the paper's.
+        stages: windows and groups of each block; None takes the paper's.
         closing: windows and groups of the layer that closes.
         flat: of further layers, after one more merge: LION's for Argoverse 2, over voxels without height.
         generation: share of the voxels that grow neighbours at a merge between stages.
@@ -135,7 +135,7 @@ class Lion(nn.Module):
     def __init__(
         self,
         backbone: BackboneConfig,
-        stages: Sequence[Stage] = WAYMO_STAGES,
+        stages: Sequence[Stage] | None = None,
         closing: Stage = Stage(window=(13, 13, 2), group=256),
         flat: Sequence[Stage] = (),
         generation: float = 0.2,
@@ -144,6 +144,7 @@ class Lion(nn.Module):
         rnn: bool = True,
     ) -> None:
         super().__init__()
+        stages = WAYMO_STAGES if stages is None else stages
         if not stages:
             raise ValueError("stages=[]: give the window and the group of at least one stage")
         dim, depth = backbone.dim, backbone.depth

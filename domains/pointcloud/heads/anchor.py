@@ -65,7 +65,7 @@ class AnchorHead(Head):
         classes: names of the classes.
         grid: the voxels below the bird's-eye view.
         stride: voxels along an edge of a cell of the bird's-eye view.
-        anchors: those of each class, by name; KITTI's by default.
+        anchors: those of each class, by name; None takes KITTI's.
         rotations: yaws of the anchors of a cell, radians; multiples of π/2, since the matching is upright.
         class_weight: of the focal loss.
         box_weight: of the residuals' smooth L1 loss.
@@ -87,7 +87,7 @@ class AnchorHead(Head):
         grid: Grid,
         stride: int,
         *,
-        anchors: Mapping[str, Anchor] = KITTI_ANCHORS,
+        anchors: Mapping[str, Anchor] | None = None,
         rotations: Sequence[float] = (0.0, pi / 2),
         class_weight: float = 1.0,
         box_weight: float = 2.0,
@@ -100,6 +100,7 @@ class AnchorHead(Head):
     ) -> None:
         super().__init__(channels, classes, grid, stride)
         check_thresholds(nms, classes)
+        anchors = KITTI_ANCHORS if anchors is None else anchors
         missing = [name for name in classes if name not in anchors]
         if missing:
             raise ValueError(f"anchors has none for {', '.join(missing)}: it has {', '.join(anchors)}")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, pi
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..boxes import wrap_angle
 from ..overlap import paired_iou_3d
 from .base import Head
 from .heatmap import draw_heatmap, gaussian_radius
@@ -16,6 +18,10 @@ from .losses import heatmap_focal
 PRIOR = -2.19
 # No object is longer than 100 m; keeps an untrained network's sizes finite.
 _MAX_LOG_SIZE = log(100)
+# Of the direction's loss, SECOND's.
+_DIRECTION_WEIGHT = 0.2
+# An axis turns into its opposite here, far from the ways along and across that most objects face.
+_SEAM = -pi / 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,12 @@ class CentreCodes(Head):
 
     min_overlap: float
     min_radius: int
+    axis: bool = False
+    """Code the heading as its axis, (cos 2θ, sin 2θ), and apart from it which of the two ways it faces.
+
+    As (cos θ, sin θ) an object whose front is not seen has no good code: the mean of its two is zero, and
+    the axis is lost with the direction.
+    """
 
     def heatmap_loss(self, logits: Tensor, objects: Objects) -> Tensor:
         """Focal loss of the heat map's logits ``(B, K, H, W)``."""
@@ -68,13 +80,17 @@ class CentreCodes(Head):
 
         Returns:
             ``box``, the L1 of the codes, summed; where predicted, ``velocity``, the same of the known ones,
-            and ``iou``, the L1 to 2·IoU − 1 of the decoded box.
+            ``direction``, a cross entropy, and ``iou``, the L1 to 2·IoU − 1 of the decoded box.
         """
         wanted = self.encode(boxes, places)
+        direction = wanted.pop("direction", None)
         count = max(len(boxes), 1)
         parts = {
             "box": torch.stack([(codes[name] - wanted[name]).abs().sum() for name in wanted]).sum() / count
         }
+        if direction is not None:
+            entropy = F.binary_cross_entropy_with_logits(codes["direction"], direction, reduction="sum")
+            parts["direction"] = _DIRECTION_WEIGHT * entropy / count
         if "velocity" in codes:
             known = velocities.isfinite()
             error = torch.where(known, codes["velocity"] - velocities.nan_to_num(), 0).abs()
@@ -108,21 +124,36 @@ class CentreCodes(Head):
     def encode(self, boxes: Tensor, places: Tensor) -> dict[str, Tensor]:
         """Codes ``(M, ·)`` of boxes (M, 7) at places (M, 2), in cells: inverse of `decode`."""
         yaw = boxes[:, 6:]
-        return {
+        codes = {
             "offset": self.places(boxes) - places,
             "height": boxes[:, 2:3],
             "size": boxes[:, 3:6].log(),
-            "heading": torch.cat([yaw.cos(), yaw.sin()], 1),
         }
+        if not self.axis:
+            return codes | {"heading": torch.cat([yaw.cos(), yaw.sin()], 1)}
+        heading = torch.cat([(2 * yaw).cos(), (2 * yaw).sin()], 1)
+        forward = (yaw - axis_of(heading)).cos() > 0
+        return codes | {"heading": heading, "direction": forward.to(yaw.dtype)}
 
     def decode(self, codes: dict[str, Tensor], places: Tensor) -> Tensor:
         """Boxes ``(M, 7)`` of codes at places (M, 2)."""
         offset = codes["offset"]
         centre = (places + offset) * offset.new_tensor(self.cell) + offset.new_tensor(self.grid.low[:2])
-        cosine, sine = codes["heading"].unbind(1)
-        yaw = torch.atan2(sine, cosine)[:, None]
+        if self.axis:
+            axis = axis_of(codes["heading"])
+            yaw = wrap_angle(torch.where(codes["direction"] > 0, axis, axis + pi))
+        else:
+            yaw = torch.atan2(codes["heading"][:, 1:], codes["heading"][:, :1])
         size = codes["size"].clamp_max(_MAX_LOG_SIZE).exp()
         return torch.cat([centre, codes["height"], size, yaw], 1)
+
+
+def axis_of(heading: Tensor) -> Tensor:
+    """The angle, from −π/4 to 3π/4, whose double has the cosine and sine ``heading`` (M, 2): ``(M, 1)``."""
+    cosine, sine = heading[:, :1], heading[:, 1:]
+    # Turned by twice the seam, so that the arc tangent's own seam falls on it.
+    turned = torch.atan2(-cosine, sine)
+    return (turned + pi) / 2 + _SEAM
 
 
 def rectify(scores: Tensor, iou: Tensor, power: Tensor | float) -> Tensor:

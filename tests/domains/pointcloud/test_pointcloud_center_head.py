@@ -1,5 +1,5 @@
 from itertools import product
-from math import exp, pi, sqrt
+from math import exp, log, pi, sqrt
 
 import pytest
 import torch
@@ -68,10 +68,13 @@ def test_what_says_the_boxes_is_read_as_the_boxes(nms: float | tuple[float, ...]
     z=st.floats(-3, 1),
     size=st.tuples(*[st.floats(0.1, 20)] * 3),
     yaw=st.floats(-pi, pi),
+    axis=st.booleans(),
 )
-def test_decode_undoes_encode(x: float, y: float, z: float, size: tuple[float, ...], yaw: float) -> None:
+def test_decode_undoes_encode(
+    x: float, y: float, z: float, size: tuple[float, ...], yaw: float, axis: bool
+) -> None:
     box = torch.tensor([[x, y, z, *size, yaw]])
-    head = _head()
+    head = _head(axis=axis)
     cells = head.objects([box], [LABELS[:1]], [SPEEDS[:1]]).cells
     codes = head.encode(box, cells)
     assert (codes["offset"] > -1e-4).all()
@@ -79,6 +82,21 @@ def test_decode_undoes_encode(x: float, y: float, z: float, size: tuple[float, .
     back = head.decode(codes, cells)
     torch.testing.assert_close(back[:, :6], box[:, :6], atol=1e-4, rtol=1e-5)
     assert torch.remainder(back[0, 6] - box[0, 6] + 1, 2 * pi).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_an_axis_is_the_same_from_both_ends_and_its_direction_is_a_cross_entropy() -> None:
+    head = _head(axis=True, iou=False)
+    ahead = torch.tensor([[5.0, 1.0, 0.0, 4.0, 2.0, 1.5, 0.3]])
+    behind = ahead + torch.tensor([0.0] * 6 + [pi])
+    cells = head.objects([ahead], [LABELS[:1]], [SPEEDS[:1]]).cells
+    one, two = head.encode(ahead, cells), head.encode(behind, cells)
+    torch.testing.assert_close(one["heading"], two["heading"])
+    assert (one["direction"].item(), two["direction"].item()) == (1, 0)
+    said = one | {"direction": torch.tensor([[2.0]])}
+    right = head.code_losses(said, cells, ahead, SPEEDS[:1])["direction"].item()
+    wrong = head.code_losses(said, cells, behind, SPEEDS[:1])["direction"].item()
+    assert right == pytest.approx(0.2 * log(1 + exp(-2)), abs=1e-6)
+    assert wrong == pytest.approx(0.2 * log(1 + exp(2)), abs=1e-6)
 
 
 def _slow_radius(length: float, width: float, m: float) -> float:
