@@ -238,8 +238,11 @@ class PointCloudDetector(DomainModule):
 
     def _log(self, scores: str, prefix: str) -> None:
         metric: Any = self.scores[scores]
-        values = {f"{prefix}/{name.replace('/', ' ')}": value for name, value in metric.compute().items()}
+        named = {name.replace("/", " "): value for name, value in metric.compute().items()}
         metric.reset()
+        if scores == "val":  # curves of a hundred scores would help nobody
+            named = {name: value for name, value in named.items() if self.shown(name)}
+        values = {f"{prefix}/{name}": value for name, value in named.items()}
         if scores in self.losses:
             mean: Any = self.losses[scores]
             values[f"{prefix}/loss"] = mean.compute()

@@ -164,7 +164,7 @@ ERRORS = {
     "--data.predict=nowhere": "path='nowhere' does not exist",
     "--model.classes=[Car]": "the checkpoint has classes=['Car', 'Pedestrian'], the model classes=['Car']",
     "--model.grid.voxel=[0.7,0.8,0.5]": "grid: along x the range 0.0…25.6 m holds 36.571 voxels of 0.7 m",
-    "--data.features=[intensity,time]": "model.features=['intensity'] but data.features=['intensity', 'time']",
+    "--data.features=[intensity,time]": "model.features=['intensity'] but data.features=",
 }
 
 
@@ -183,7 +183,7 @@ def test_the_demo_is_what_it_says(in_folder: Path) -> None:
     model, data = built.model, built.datamodule
     assert model.classes == data.classes == ("Car", "Pedestrian", "Cyclist", "Truck")
     assert model.features == data.features == ("intensity",)
-    assert [len(data.scenes(name)) for name in ("train", "val", "test")] == [250, 20, 40]
+    assert [len(data.scenes(name)) for name in ("train", "val", "test")] == [360, 20, 60]
     seeds = {source.seed for source in data.sources.values() if isinstance(source, Simulator)}
     assert len(seeds) == 3
     assert model.model.head.stride == 1
@@ -220,15 +220,23 @@ model:
     classes: [Car]
     grid: {low: [0.0, -40.0, -3.0], high: [70.4, 40.0, 1.0], voxel: [0.4, 0.4, 0.25]}
     backbone: {mixer: gla, dim: 8, depth: 1, heads: 2, bidirectional: true, channel_mixer: none}
+    bev: {class_path: mainstem.domains.pointcloud.bev.PlainBEV}
+    head: {class_path: mainstem.domains.pointcloud.heads.AnchorHead}
 trainer: {accelerator: cpu}
 """
-ANCHOR_HEAD = "mainstem.domains.pointcloud.heads.AnchorHead"
 OWN_ANCHOR = "{Car: {size: [4.0, 2.0, 1.5], bottom: -1.7, positive: 0.6, negative: 0.4}}"
+
+
+def test_a_class_named_in_a_configuration_takes_its_own_defaults(in_folder: Path) -> None:
+    """Not those of another class: the published network of KITTI, to the parameter."""
+    model = made("pointcloud/lion_kitti.yaml", *NO_DATA).model
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_226_696
+    assert model.model.head.nms == 0.01
 
 
 @pytest.mark.parametrize(
     "words",
-    [[], [f"--model.head={ANCHOR_HEAD}", f"--model.head.anchors={OWN_ANCHOR}"]],
+    [[], [f"--model.head.anchors={OWN_ANCHOR}"]],
     ids=["defaults", "own anchors"],
 )
 def test_the_configuration_of_a_run_makes_the_same_model_again(words: list[str], in_folder: Path) -> None:
