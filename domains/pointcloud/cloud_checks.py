@@ -71,7 +71,8 @@ def check_cloud(scene: Scene, grid: Grid, training: CloudStatistics | None = Non
         grid: range that the detector looks at.
         training: what the frames it was trained on look like; without it only the grid is known.
     """
-    points = scene.points[np.isfinite(scene.points[:, :3]).all(1)]
+    # In double precision, as squares of misread numbers may overflow.
+    points = scene.points[np.isfinite(scene.points[:, :3]).all(1)].astype(np.float64)
     dropped = len(scene.points) - len(points)
     if len(points) == 0:
         return {"points": "the cloud holds no point" + (" that is not NaN" if dropped else "")}
@@ -135,6 +136,10 @@ def _inside(points: Array, grid: Grid) -> Array:
 def _units(points: Array) -> str:
     centre = np.median(points[:, :3], 0)
     reach = float(np.quantile(np.linalg.norm(points[:, :3] - centre, axis=1), 0.95))
+    if reach > 1e6:
+        return (
+            f"the cloud spans {2 * reach:.0e} units: is the file's data of another type than it is read as?"
+        )
     if reach > 1000:
         return f"the cloud spans {2 * reach:.0f} units: are they millimetres? Give metres"
     if reach < 2:
@@ -220,6 +225,12 @@ def _check_intensity(scene: Scene, training: CloudStatistics | None) -> str:
         return ""
     expected = np.nan if training is None else training.intensity
     if top > 1.5 and not expected > 1.5:
+        bottom = float(np.nanmin(scene.points[:, 3 + scene.features.index("intensity")]))
+        if bottom < 0:
+            return (
+                f"intensity goes from {bottom:.0f} to {top:.0f}, expected 0 to 1:"
+                f" are the file's columns x, y, z, {', '.join(scene.features)}?"
+            )
         scale = 65535 if top > 255 else 255
         return f"intensity reaches {top:.0f}, expected 0 to 1: divide it by {scale}"
     if top <= 1 and expected > 1.5:

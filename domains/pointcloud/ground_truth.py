@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -111,8 +112,11 @@ class ObjectDatabase:
         Raises:
             ValueError: the file is something else.
         """
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (ValueError, TypeError, EOFError, BadZipFile):
+            raise ValueError(f"'{path}' is not a database of objects, or is cut off") from None
         attributes = {
             name.removeprefix("attribute/"): arrays.pop(name)
             for name in list(arrays)

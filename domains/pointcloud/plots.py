@@ -195,10 +195,11 @@ def _draw_detections(axis: Axes, detections: Detections, classes: Sequence[str])
         if rows.any():
             _outline(axis, boxes[rows], color, 1.2, zorder=4)
     for row in detections.scores.argsort(descending=True)[:_MAX_SCORES].tolist():
-        corner = corners_bev(detections.boxes[row : row + 1])[0].numpy()
+        corners = corners_bev(detections.boxes[row : row + 1])[0].numpy()
+        upper_right = corners[corners.sum(1).argmax()]
         axis.annotate(
             f"{float(detections.scores[row]):.2f}",
-            (float(corner[:, 0].max()), float(corner[:, 1].max())),
+            (float(upper_right[0]), float(upper_right[1])),
             xytext=(1, 1),
             textcoords="offset points",
             color=_COLORS[int(labels[row]) % len(_COLORS)],

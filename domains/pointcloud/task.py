@@ -117,6 +117,10 @@ class PointCloudDetector(DomainModule):
         super().__init__(backbone, optimizer, schedule, warmup_steps)
         if metric not in METRICS:
             raise ValueError(f"metric={metric!r} is unknown: choose one of {', '.join(METRICS)}")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be a score, from 0 to 1")
+        if pictures < 0:
+            raise ValueError(f"pictures={pictures} must be at least 0")
         self.grid = Grid(**grid) if isinstance(grid, dict) else grid  # a checkpoint keeps it plain
         self.classes = tuple(classes)
         self.features = _DEFAULT_FEATURES if features is None else tuple(features)
@@ -244,6 +248,12 @@ class PointCloudDetector(DomainModule):
             named = {name: value for name, value in named.items() if self.shown(name)}
         values = {f"{prefix}/{name}": value for name, value in named.items()}
         if scores in self.losses:
+            if named["mAP"].isnan():
+                warnings.warn(
+                    f"data.{scores}: no labelled box of {', '.join(self.classes)} counts by the metric's"
+                    " rules: there is nothing to score",
+                    stacklevel=2,
+                )
             mean: Any = self.losses[scores]
             values[f"{prefix}/loss"] = mean.compute()
             mean.reset()
@@ -272,6 +282,11 @@ class PointCloudDetector(DomainModule):
         scenes, detections = [one.scene for one in predicted], [one.detections for one in predicted]
         for sentence in summarize({one.scene.id: one.looks for one in predicted}):
             warnings.warn(sentence, stacklevel=2)
+        best = max((float(one.scores.max()) for one in detections if len(one)), default=0.0)
+        if best < self.threshold:
+            warnings.warn(
+                f"no box reaches threshold={self.threshold:g}: the best score is {best:.2f}", stacklevel=2
+            )
         written = write_predictions(
             detections,
             scenes,

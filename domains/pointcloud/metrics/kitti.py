@@ -78,7 +78,8 @@ class KittiAP(BoxMetric):
         unknown = [name for name in self.classes if name.lower() not in overlaps]
         if unknown:
             raise ValueError(
-                f"overlaps: none for the class {unknown[0]}; they are given for {', '.join(overlaps)}"
+                f"overlaps: none for the class {unknown[0]}; they are given for {', '.join(overlaps)};"
+                " metric=argoverse2 takes any class"
             )
         self.min_points, self.overlaps, self.devkit = min_points, dict(overlaps), devkit
         self.neighbours = dict(neighbours)

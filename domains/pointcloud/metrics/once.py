@@ -47,7 +47,10 @@ class OnceAP(BoxMetric):
         self.scored = tuple(dict.fromkeys(self.merged.get(name, name) for name in self.classes))
         unknown = [name for name in self.scored if name.lower() not in overlaps]
         if unknown:
-            raise ValueError(f"overlaps: none for {unknown[0]}; they are given for {', '.join(overlaps)}")
+            raise ValueError(
+                f"overlaps: none for {unknown[0]}; they are given for {', '.join(overlaps)};"
+                " metric=argoverse2 takes any class"
+            )
 
     def labelled_rows(self, scene: Scene) -> tuple[Any, Any, dict[str, Any]]:
         """Boxes of the scored classes."""

@@ -65,7 +65,8 @@ def _read_bin(path: Path, columns: Sequence[str]) -> dict[str, Array]:
 
 def _read_npy(path: Path, columns: Sequence[str] | None) -> dict[str, Array]:
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"point cloud '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if columns is None:

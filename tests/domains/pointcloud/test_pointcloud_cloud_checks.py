@@ -119,6 +119,20 @@ def test_intensity_is_compared_with_that_of_training() -> None:
     assert check_cloud(bare, GRID, TRAINING) == {}
 
 
+def test_misread_columns_are_asked_for() -> None:
+    flat = np.column_stack([POINTS, np.zeros(len(POINTS))]).astype(np.float32)
+    five = moved(flat.reshape(-1, 4))
+    found = check_cloud(five, GRID, TRAINING)["intensity"]
+    assert re.match(r"intensity goes from -\d+ to \d+, expected 0 to 1: are .* x, y, z, intensity\?", found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_doubles_read_as_floats_are_told_without_an_overflow() -> None:
+    doubles = moved(POINTS.astype(np.float64).ravel().view(np.float32).reshape(-1, 4))
+    found = check_cloud(doubles, GRID, TRAINING)
+    assert "is the file's data of another type than it is read as?" in found["units"]
+
+
 def test_a_narrow_range_says_what_it_is() -> None:
     grid = Grid((36, -40, -3), (70, 40, 1), (1, 1, 1))
     found = check_cloud(street(), grid)

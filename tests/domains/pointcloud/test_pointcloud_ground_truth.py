@@ -101,6 +101,12 @@ def test_a_database_survives_its_file(tmp_path: Path, database: ObjectDatabase) 
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     with pytest.raises(ValueError, match=r"other.npz' holds weights, not a database"):
         ObjectDatabase.load(tmp_path / "other.npz")
+    (tmp_path / "text").write_text("no objects")
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    np.save(tmp_path / "array.npy", np.ones(3))
+    for name in ("text", "cut", "array.npy"):
+        with pytest.raises(ValueError, match=f"{name}' is not a database of objects, or is cut off"):
+            ObjectDatabase.load(tmp_path / name)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,11 +5,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import set_parsing_settings
 
 from mainstem.domains.pointcloud.metrics.ranges import Range
+from mainstem.tools import train
+from mainstem.tools.arguments import expand
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "pointcloud.md").read_text(encoding="utf-8")
@@ -46,6 +50,23 @@ def test_the_configuration_of_the_guide_names_what_exists() -> None:
     for path in (data["class_path"], data["init_args"]["train"]["class_path"]):
         module, _, name = path.rpartition(".")
         assert hasattr(import_module(module), name)
+
+
+def test_the_configuration_of_the_guide_fits_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    points, labels = tmp_path / "own" / "points", tmp_path / "own" / "labels"
+    points.mkdir(parents=True)
+    labels.mkdir()
+    np.zeros((5, 4), np.float32).tofile(points / "000.bin")
+    (labels / "000.txt").write_text("10 0 -1 4 2 1.5 0 Car\n")
+    (tmp_path / "own.yaml").write_text(blocks("yaml")[0])
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    words = ["fit", "-c", "pointcloud/demo.yaml", "-c", "own.yaml", "--trainer.accelerator=cpu"]
+    made = train.MainstemCLI(expand(words), execute=False)
+    assert made.model.classes == made.datamodule.classes == ("Car", "Pedestrian")
+    assert made.datamodule.scenes("train")[0].names.tolist() == ["Car"]
 
 
 def test_every_file_and_reader_that_the_guide_names_exists() -> None:

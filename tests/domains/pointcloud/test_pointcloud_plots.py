@@ -5,7 +5,9 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
+from mainstem.domains.pointcloud.boxes import corners_bev
 from mainstem.domains.pointcloud.detections import Detections
 from mainstem.domains.pointcloud.grid import Grid
 from mainstem.domains.pointcloud.metrics.ranges import Range
@@ -48,6 +50,15 @@ def test_picture_has_points_boxes_headings_and_scores() -> None:
     start, end = ticks[0].get_segments()[0]
     np.testing.assert_allclose(start, [10, 2], atol=1e-5)
     np.testing.assert_allclose(end, [10, 2 + 1.35 * 2], atol=1e-5)
+
+
+def test_a_score_stands_at_a_corner_of_its_box() -> None:
+    turned = Detections(
+        torch.tensor([[10.0, 2, 0, 4, 2, 1.5, 2.2]]), torch.tensor([0.87]), torch.zeros(1, dtype=torch.long)
+    )
+    (text,) = bev_figure(scene(), turned, CLASSES, grid=GRID).axes[0].texts
+    assert isinstance(text, Annotation)
+    assert np.abs(corners_bev(turned.boxes)[0].numpy() - text.xy).sum(1).min() < 1e-5
 
 
 def test_labels_are_green_and_classes_differ() -> None:

@@ -156,6 +156,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     assert "is cut off" in told("a.ply", ply(tmp_path / "c.ply", "binary_big_endian").read_bytes()[:-1])
     assert "no PLY header" in told("b.ply", b"nothing")
     assert "cannot be read" in told("a.npy", b"nothing")
+    assert "magic string is not correct" in told("b.npy", b"neither points nor pickled")
     assert "cannot be read" in told("a.las", b"nothing")
     with pytest.raises(ValueError, match=r"has no column 'ring': it has x, y, z, _, intensity"):
         read_points(tmp_path / "c.pcd", ("x", "y", "z", "ring"))

@@ -241,6 +241,10 @@ def test_data_of_other_classes_or_features_are_refused(streets: Frames, tmp_path
         ValueError, match="metric='coco' is unknown: choose one of kitti, nuscenes, once, arg"
     ):
         detector(metric="coco")
+    with pytest.raises(ValueError, match=r"threshold=1\.5 must be a score, from 0 to 1"):
+        detector(threshold=1.5)
+    with pytest.raises(ValueError, match="pictures=-1 must be at least 0"):
+        detector(pictures=-1)
 
 
 def test_weights_of_another_training_are_taken_over_where_they_fit(
@@ -375,6 +379,24 @@ def test_clouds_that_look_wrong_are_warned_of(trained: Trained, streets: Frames,
     assert "divide it by 255" in told[0]
     assert told[1].startswith("1 of 3 frames, such as high: the ground lies at z = ")
     assert "add -1.2" in told[1]
+
+
+def test_finding_nothing_is_told(trained: Trained, tmp_path: Path) -> None:
+    model, outputs = predict(trained, trained.data, threshold=1.0)
+    with pytest.warns(UserWarning, match=r"no box reaches threshold=1: the best score is 0\.\d\d$"):
+        model.write_predictions(outputs, trained.data, tmp_path)
+
+
+def test_frames_without_labels_are_told_instead_of_scored(trained: Trained, streets: Frames) -> None:
+    bare = Frames(
+        [
+            replace(scene, boxes=scene.boxes[:0], names=scene.names[:0], attributes={})
+            for scene in streets.scenes
+        ]
+    )
+    with pytest.warns(UserWarning, match=r"data\.test: no labelled box of Car counts by the metric's rules"):
+        results = test_results(trained.model, data_of(bare))
+    assert results.keys() == {"test/loss"}
 
 
 def test_predictions_of_a_file_are_read_back(trained: Trained, streets: Frames, tmp_path: Path) -> None:
