@@ -183,7 +183,7 @@ def test_the_demo_is_what_it_says(in_folder: Path) -> None:
     model, data = built.model, built.datamodule
     assert model.classes == data.classes == ("Car", "Pedestrian", "Cyclist", "Truck")
     assert model.features == data.features == ("intensity",)
-    assert [len(data.scenes(name)) for name in ("train", "val", "test")] == [360, 20, 60]
+    assert [len(data.scenes(name)) for name in ("train", "val", "test")] == [360, 20, 100]
     seeds = {source.seed for source in data.sources.values() if isinstance(source, Simulator)}
     assert len(seeds) == 3
     assert model.model.head.stride == 1
