@@ -3,18 +3,23 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
+from mainstem.domains.pointcloud.clustering import SIZES, Clustering, cluster
+from mainstem.domains.pointcloud.detections import Detections
+from mainstem.domains.pointcloud.metrics import Argoverse2AP, BoxMetric, NuScenesAP
 from mainstem.domains.pointcloud.readers import Argoverse2, NuScenes, Once
 from mainstem.domains.pointcloud.readers.nuscenes_tables import split_of
 from mainstem.domains.pointcloud.readers.source import count_points, moved
-from mainstem.domains.pointcloud.scene import Array
+from mainstem.domains.pointcloud.scene import Array, Scene
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "lidar"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real frames")
@@ -144,6 +149,25 @@ def test_official_splits_of_nuscenes() -> None:
     assert split_of("scene-0077", "v1.0-test") == "test"
 
 
+def scored(metric: BoxMetric, scenes: list[Scene]) -> list[dict[str, float]]:
+    """Scores of the labels themselves, of the labels 20 m higher and aside, and of geometry alone."""
+    found = []
+    for scene in scenes:
+        # Boxes without a point are not asked for: to find one is wrong.
+        seen = (scene.names == metric.classes[0]) & (scene.attributes["points"] > 0)
+        boxes = torch.from_numpy(scene.boxes[seen])
+        found.append(Detections(boxes, torch.ones(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)))
+    aside = [replace(one, boxes=one.boxes + torch.tensor([0, 20.0, 20, 0, 0, 0, 0])) for one in found]
+    settings = Clustering(sizes={metric.classes[0]: SIZES["Car"]})
+    guessed = [cluster(scene, metric.classes, settings) for scene in scenes]
+    results = []
+    for detections in (found, aside, guessed):
+        metric.update(detections, scenes)
+        results.append({name: float(value) for name, value in metric.compute().items()})
+        metric.reset()
+    return results
+
+
 @real
 def test_a_real_frame_of_nuscenes(tmp_path: Path) -> None:
     folder = REAL / "nuscenes_demo"
@@ -168,6 +192,10 @@ def test_a_real_frame_of_nuscenes(tmp_path: Path) -> None:
     assert 0 <= scene.points[:, 3].min() < scene.points[:, 3].max() <= 1
     # Turned: what lay along the sensor's y lies along x.
     np.testing.assert_allclose(scene.boxes[0, :2], [59.516, -18.414], atol=1e-2)
+    told_of, missed, guessed = scored(NuScenesAP(("car",)), [scene])
+    assert told_of["car/ap"] == pytest.approx(100, abs=1e-3)
+    assert missed["car/ap"] < 1
+    assert guessed["car/ap"] < 100
 
 
 @real
@@ -188,6 +216,10 @@ def test_real_sweeps_of_argoverse(tmp_path: Path) -> None:
     # A track that stands still in the city moves back in the frame as the car drives on.
     assert scenes[0].meta["pose"][:3, 3] == pytest.approx(scenes[1].meta["pose"][:3, 3], abs=2)
     assert len({*scenes[0].attributes["track"]} & {*scenes[1].attributes["track"]}) > 70
+    told_of, missed, guessed = scored(Argoverse2AP(("REGULAR_VEHICLE",)), scenes)
+    assert told_of["regular_vehicle/ap"] == pytest.approx(100, abs=1e-3)
+    assert missed["regular_vehicle/ap"] < 1
+    assert guessed["regular_vehicle/ap"] < 100
 
 
 def test_argoverse_that_is_refused(tmp_path: Path) -> None:
