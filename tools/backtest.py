@@ -1,7 +1,6 @@
 """`mainstem backtest`: errors of a run over a rolling origin in the test rows, with or without refitting."""
 
 import argparse
-import os
 from pathlib import Path
 
 PROGRAM = "mainstem backtest"
@@ -24,6 +23,7 @@ def main(argv: list[str]) -> int:
     """Run the backtest, print the mean errors and write the table of the cutoffs."""
     arguments, overrides = parse(argv)
 
+    from ..core.files import write_whole
     from ..domains.forecasting import Forecaster
     from ..domains.forecasting.backtest import backtest
     from . import train
@@ -48,8 +48,6 @@ def main(argv: list[str]) -> int:
     console.print(f"{len(result.cutoffs)} cutoffs")
     console.print(metric_table(Forecaster, shown.pop("model"), shown))
     target = arguments.output or Path(arguments.run) / "backtest.csv"
-    partial = target.with_name(f".{target.name}.partial")
-    result.cutoffs.to_csv(partial, index=False)
-    os.replace(partial, target)
+    write_whole(target, lambda path: result.cutoffs.to_csv(path, index=False))
     console.print(f"wrote {target}")
     return 0

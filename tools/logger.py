@@ -1,11 +1,12 @@
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from ..core.files import write_whole
 
 
 class RunLogger(CSVLogger):
@@ -50,10 +51,12 @@ def _keep_rows(path: Path, steps: int) -> list[str]:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or [])
         rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < steps]
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
     return names

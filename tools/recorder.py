@@ -44,7 +44,7 @@ class Recorder(Callback):
         device = trainer.strategy.root_device
         self.start_bytes = current_memory(device)
         assert isinstance(pl_module, DomainModule)
-        pl_module.mixing().register_forward_hook(self._count, with_kwargs=True)
+        pl_module.token_mixer().register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any], _: Any) -> None:
         x: Tensor = given[0] if given else keywords["x"]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_whole
 from .errors import UserError
 
 ROOT = Path("runs")
@@ -82,9 +83,8 @@ def discard(directory: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Reference:
     @property
     def outside(self) -> int:
         """Parameters around what mixes the tokens."""
-        return self.parameters - self.module.count_mixing(self.config)
+        return self.parameters - self.module.count_token_mixers(self.config)
 
 
 def build(arguments: Sequence[str]) -> Reference:
@@ -79,6 +79,6 @@ def _counter(
 ) -> Callable[[int, int], int]:
     def count(dim: int, hidden: int) -> int:
         changes: dict[str, Any] = {"dim": dim, "hidden": hidden}
-        return outside(dim) + module.count_mixing(replace(config, **changes))
+        return outside(dim) + module.count_token_mixers(replace(config, **changes))
 
     return count

@@ -1,7 +1,6 @@
 """`mainstem fit|validate|test|predict`: LightningCLI over the folders of runs."""
 
 import logging
-import os
 import re
 import signal
 import warnings
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 from omegaconf.errors import InterpolationKeyError
 
+from ..core.files import write_whole
 from ..core.training import DomainModule, EpochSeed, RunCheckpoint, UntrainedCandidate, read_checkpoint
 from . import runs
 from .arguments import Request, expand
@@ -39,9 +39,7 @@ class SaveRunConfig(SaveConfigCallback):
         target = runs.config(Path(str(trainer.loggers[0].log_dir)))
         config = self.config.clone()
         config["ckpt_path"] = None
-        partial = target.with_name(f".{target.name}.partial")
-        self.parser.save(config, partial, skip_unset=False, overwrite=True)
-        os.replace(partial, target)
+        write_whole(target, lambda path: self.parser.save(config, path, skip_unset=False, overwrite=True))
 
 
 class MainstemCLI(LightningCLI):

@@ -69,7 +69,7 @@ def train_and_test(trial: Trial, seed: int, *, picture: bool) -> Result:
     recorder = next(part for part in _callbacks(fitted) if isinstance(part, Recorder))
     device = fitted.trainer.strategy.root_device
     module = fitted.model
-    backbone: Any = module.mixing()
+    backbone: Any = module.token_mixer()
     if recorder.shape is None:
         raise errors.UserError("the configuration trains for no step, so there is nothing to compare")
     result = Result(

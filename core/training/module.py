@@ -80,7 +80,7 @@ class DomainModule(LightningModule, ABC):
         direction, _ = cls.summary_metrics.get(cls.monitor.rpartition("/")[2], ("lower", ""))
         return "max" if direction == "higher" else "min"
 
-    def mixing(self) -> nn.Module:
+    def token_mixer(self) -> nn.Module:
         """What mixes the tokens: a module with a ``config`` that maps ``(B, T, D)`` to ``(B, T, D)``.
 
         Where there are several alike, the first.
@@ -93,7 +93,7 @@ class DomainModule(LightningModule, ABC):
             raise ValueError(f"compare exchanges the mixer of one backbone, and this model has {len(found)}")
         return found[0]
 
-    def count_mixing(self, config: BackboneConfig) -> int:
+    def count_token_mixers(self, config: BackboneConfig) -> int:
         """Parameters of all that mixes tokens, were it of ``config``; makes none of them."""
         with torch.device("meta"):
             return parameters(config.build())

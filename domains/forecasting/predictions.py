@@ -1,7 +1,6 @@
 """Forecasts as files: a table in original units and pictures."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...core.files import write_whole
 from .data import ForecastData
 from .plots import Panel, forecast_figure, horizon_figure
 
@@ -41,7 +41,7 @@ def write_predictions(
     windows = to_original(outputs, data)
     paths = [directory / "forecast.csv"]
     frame = prediction_frame(windows, data, levels, point)
-    _whole(paths[0], lambda path: frame.to_csv(path, index=False, float_format="%.8g"))
+    write_whole(paths[0], lambda path: frame.to_csv(path, index=False, float_format="%.8g"))
     count = len(windows["item"])
     shown = np.unique(np.linspace(0, count - 1, min(count, MAX_PICTURES)).round().astype(int))
     for number in shown:
@@ -120,15 +120,4 @@ def _texts(time: Any) -> "np.ndarray[Any, Any]":
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    return _whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write to a neighbour and rename, so that nobody ever sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120))

@@ -7,15 +7,16 @@ from typing import Any
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from ...core.files import write_whole
 from ...core.training.data import DomainData
 from .augment import Augmentation
 from .batch import SceneBatch, collate
 from .datasets import AugmentedScenes, SceneDataset
 from .ground_truth import GroundTruthSampling, ObjectDatabase
-from .predictions import write_whole
 from .readers import Folder
 from .scene import Scene, SceneSource
 
+DEFAULT_FEATURES = ("intensity",)
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -65,7 +66,7 @@ class PointCloudData(DomainData):
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed)
         self.classes = tuple(classes)
-        self.features = ("intensity",) if features is None else tuple(features)
+        self.features = DEFAULT_FEATURES if features is None else tuple(features)
         self.sources: dict[str, SceneSource | None] = {"train": train, "val": val, "test": test}
         self.predict_path = predict
         self.augmentation, self.sample, self.database, self.keep = augmentation, sample, database, keep

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ...core.files import write_whole
 from .detections import Detections
 from .grid import Grid
 from .kitti_labels import Calibration, write_labels
@@ -208,15 +209,3 @@ def _paths(scenes: Sequence[Scene], directory: Path, suffix: str) -> list[Path]:
 def _write_json(path: Path, content: Any) -> Path:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write to a neighbour and rename, so that nobody ever sees half a file; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path

@@ -20,7 +20,7 @@ from ...core.training.optim import Schedule
 from .batch import SceneBatch
 from .cloud_checks import CloudStatistics, check_cloud, summarize
 from .clustering import SIZES, Clustering, cluster
-from .data import PointCloudData
+from .data import DEFAULT_FEATURES, PointCloudData
 from .detections import Detections
 from .grid import Grid
 from .kitti_labels import Calibration
@@ -41,7 +41,6 @@ METRICS: dict[str, type[BoxMetric]] = {
 # So many training frames say what a cloud usually looks like.
 _TYPICAL_FRAMES = 20
 BASELINE = "clustering"
-_DEFAULT_FEATURES = ("intensity",)
 
 
 class Predicted:
@@ -50,11 +49,11 @@ class Predicted:
     Args:
         scene: the frame.
         detections: its boxes.
-        looks: what looks wrong with its points; see `check_cloud`.
+        findings: what looks wrong with its points; see `check_cloud`.
     """
 
-    def __init__(self, scene: Scene, detections: Detections, looks: dict[str, str]) -> None:
-        self.scene, self.detections, self.looks = scene, detections, looks
+    def __init__(self, scene: Scene, detections: Detections, findings: dict[str, str]) -> None:
+        self.scene, self.detections, self.findings = scene, detections, findings
 
 
 class PointCloudDetector(DomainModule):
@@ -123,7 +122,7 @@ class PointCloudDetector(DomainModule):
             raise ValueError(f"pictures={pictures} must be at least 0")
         self.grid = Grid(**grid) if isinstance(grid, dict) else grid  # a checkpoint keeps it plain
         self.classes = tuple(classes)
-        self.features = _DEFAULT_FEATURES if features is None else tuple(features)
+        self.features = DEFAULT_FEATURES if features is None else tuple(features)
         self.weights = weights
         self.format, self.threshold, self.pictures = format, threshold, pictures
         self.make_lion = lion
@@ -153,14 +152,14 @@ class PointCloudDetector(DomainModule):
         other_level = any(word in name for word in ("easy", "hard", "r11"))
         return not other_level and re.match(r"[\d.e+]+-([\d.e+]+|inf)m ", name) is None
 
-    def mixing(self) -> nn.Module:
+    def token_mixer(self) -> nn.Module:
         """The first of the group RNNs."""
         rnns = [part for part in self.modules() if isinstance(part, GroupRNN)]
         if not rnns:
             raise ValueError("model.lion has rnn=False: there is no mixer to exchange")
         return rnns[0]
 
-    def count_mixing(self, config: BackboneConfig) -> int:
+    def count_token_mixers(self, config: BackboneConfig) -> int:
         """Parameters of all group RNNs, were they of ``config``."""
         with torch.device("meta"):
             lion = self.make_lion(config)
@@ -268,10 +267,10 @@ class PointCloudDetector(DomainModule):
         """What was found in each frame, on the CPU; the points only of frames that will be drawn."""
         found = []
         for scene, detections in zip(batch.scenes, self(batch)):
-            looks = check_cloud(scene, self.grid, self.typical)
+            findings = check_cloud(scene, self.grid, self.typical)
             kept = scene if self._to_draw > 0 else replace(scene, points=scene.points[:0].copy())
             self._to_draw -= 1
-            found.append(Predicted(kept, detections.to("cpu"), looks))
+            found.append(Predicted(kept, detections.to("cpu"), findings))
         return found
 
     def write_predictions(
@@ -280,7 +279,7 @@ class PointCloudDetector(DomainModule):
         """Write the boxes of each frame and pictures of the first ones; warn of clouds that look wrong."""
         predicted: list[Predicted] = [one for output in outputs for one in output]
         scenes, detections = [one.scene for one in predicted], [one.detections for one in predicted]
-        for sentence in summarize({one.scene.id: one.looks for one in predicted}):
+        for sentence in summarize({one.scene.id: one.findings for one in predicted}):
             warnings.warn(sentence, stacklevel=2)
         best = max((float(one.scores.max()) for one in detections if len(one)), default=0.0)
         if best < self.threshold:
@@ -322,7 +321,7 @@ class PointCloudDetector(DomainModule):
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         for name in ("classes", "features"):
             before, now = saved.get(name, ()), getattr(self, name)
-            before = _DEFAULT_FEATURES if before is None else tuple(before)
+            before = DEFAULT_FEATURES if before is None else tuple(before)
             if name in saved and before != now:
                 raise ValueError(f"the checkpoint has {name}={list(before)}, the model {name}={list(now)}")
         typical = checkpoint.get("typical")

@@ -1,12 +1,12 @@
 """Simulated frames as a dataset."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from ....core.files import write_whole
 from ..scene import Scene, SceneSource
 from .labels import label
 from .layout import LAYOUTS, World, compose
@@ -104,9 +104,11 @@ class Simulator(SceneSource):
 
 def _write(path: Path, scene: Scene) -> None:
     """Write whole or not at all: other workers may look for the same frame."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"frame/points": scene.points, "frame/boxes": scene.boxes, "frame/names": scene.names}
     arrays |= {f"box/{name}": values for name, values in scene.attributes.items()}
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, path)
+
+    def save(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    write_whole(path, save)

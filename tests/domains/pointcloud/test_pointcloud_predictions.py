@@ -11,7 +11,7 @@ import torch
 from mainstem.domains.pointcloud.boxes import wrap_angle
 from mainstem.domains.pointcloud.detections import Detections
 from mainstem.domains.pointcloud.kitti_labels import Calibration, read_labels
-from mainstem.domains.pointcloud.predictions import write_pictures, write_predictions, write_whole
+from mainstem.domains.pointcloud.predictions import write_pictures, write_predictions
 from mainstem.domains.pointcloud.readers.folder import Folder
 from mainstem.domains.pointcloud.scene import Scene
 
@@ -144,20 +144,6 @@ def test_what_cannot_be_written_is_said_and_leaves_no_file(
     with pytest.raises(ValueError, match=message):
         write_predictions([FOUND, FOUND], scenes, tmp_path, **{"classes": CLASSES, **settings})
     assert not list(tmp_path.rglob("*.*"))
-
-
-def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
-    path = tmp_path / "boxes.json"
-    path.write_text("old")
-
-    def fails(partial: Path) -> None:
-        partial.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, fails)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pictures_bear_the_names_of_the_frames(tmp_path: Path) -> None:

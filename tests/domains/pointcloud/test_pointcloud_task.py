@@ -412,11 +412,11 @@ def test_predictions_of_a_file_are_read_back(trained: Trained, streets: Frames, 
 
 def test_the_mixer_is_found_and_counted() -> None:
     model = detector()
-    rnns = [part for part in model.modules() if type(part) is type(model.mixing())]
+    rnns = [part for part in model.modules() if type(part) is type(model.token_mixer())]
     assert len(rnns) == 2 * (2 * 2 * 1 + 1)
     counted = sum(p.numel() for part in rnns for p in part.parameters())
-    assert model.count_mixing(model.backbone_config) == counted
-    assert model.count_mixing(replace(model.backbone_config, mixer="mamba")) != counted
+    assert model.count_token_mixers(model.backbone_config) == counted
+    assert model.count_token_mixers(replace(model.backbone_config, mixer="mamba")) != counted
     off = detector(lion=partial(PARTS["lion"], rnn=False))
     with pytest.raises(ValueError, match="rnn=False: there is no mixer"):
-        off.mixing()
+        off.token_mixer()
