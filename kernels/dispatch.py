@@ -74,7 +74,8 @@ def _unable(operation: str, backend: str, tensors: tuple[Tensor, ...]) -> str | 
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warn of what a user should know of, such as a slower path, the first time only."""
     warnings.warn(message, stacklevel=4)
 
 
@@ -109,7 +110,7 @@ def resolve(operation: str, backend: str, *tensors: Tensor) -> str:
     reason = _unable(operation, fast, tensors)
     if reason is None:
         return fast
-    _say_once(f"{operation}: taking the slower chunked backend on {device.type}, because {reason}")
+    say_once(f"{operation}: taking the slower chunked backend on {device.type}, because {reason}")
     return "chunked"
 
 

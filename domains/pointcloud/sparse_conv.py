@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...kernels.dispatch import say_once
 from .voxels import Voxels, voxel_key
 
 Backend = Literal["auto", "spconv", "torch"]
@@ -201,7 +202,11 @@ class SubMConv3d(nn.Module):
                 f"backend='spconv' needs CUDA tensors of at most 32 bits, got {x.dtype} on {x.device}"
             )
         # Without a voxel there is nothing that it could launch.
-        if fits and len(x) and self.backend != "torch" and why_not_spconv() is None:
+        wanted = fits and len(x) > 0 and self.backend != "torch"
+        reason = why_not_spconv() if wanted else None
+        if reason is not None:
+            say_once(f"sparse convolution runs in plain PyTorch and not by spconv: {reason}")
+        if wanted and reason is None:
             y = self._spconv(voxels)
         else:
             y = submanifold_convolution(voxels, self.weight)

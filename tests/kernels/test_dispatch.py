@@ -11,9 +11,9 @@ from mainstem.kernels import dispatch, gpu
 
 @pytest.fixture(autouse=True)
 def _nothing_said_before() -> Iterator[None]:
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
     yield
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
 
 
 @pytest.fixture
